@@ -1,0 +1,54 @@
+"""What the library says about a published system: paper, symmetry, needs, outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A paper, as `equidyn cite` prints it."""
+
+    key: str
+    authors: str
+    title: str
+    venue: str
+    year: int
+    arxiv: str
+
+    def bibtex(self) -> str:
+        """The BibTeX entry."""
+        rows = {
+            "author": self.authors,
+            "title": self.title,
+            "booktitle": self.venue,
+            "year": str(self.year),
+            "eprint": self.arxiv,
+            "archivePrefix": "arXiv",
+        }
+        return f"@inproceedings{{{self.key},\n" + "".join(f"  {k} = {{{v}}},\n" for k, v in rows.items()) + "}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One system of the catalogue.
+
+    Attributes:
+        name: name on the command line and in recipes.
+        title: full name.
+        model: the class a recipe builds.
+        citation: the paper.
+        symmetry: the group the outputs are equivariant under.
+        needs: fields of a sample that the model reads.
+        gives: named outputs of `forward`.
+    """
+
+    name: str
+    title: str
+    model: type[nn.Module]
+    citation: Citation
+    symmetry: str
+    needs: tuple[str, ...]
+    gives: tuple[str, ...]
