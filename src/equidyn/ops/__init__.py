@@ -1,1 +1,1 @@
-"""."""
+"""Mathematics that the systems share; each file is one idea."""

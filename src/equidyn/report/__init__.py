@@ -1,1 +1,5 @@
-"""."""
+"""A finished run as pictures: one self-contained HTML page with tables, curves and moving 3D trajectories."""
+
+from equidyn.report.page import write_report
+
+__all__ = ["write_report"]

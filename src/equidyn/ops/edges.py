@@ -1,0 +1,106 @@
+"""The edges of a graph: send node features along them, sum messages at their ends.
+
+The two operations are each other's derivative: sending copies rows of nodes to edges, summing adds rows of edges up at
+nodes. Both directions of both run on one fast kernel (`embedding_bag`: gather and segmented sum in one pass), for
+complete graphs and ragged ones alike, and can be differentiated any number of times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Ends(NamedTuple):
+    """One end of every edge (all receivers, or all senders).
+
+    Attributes:
+        node: [E] node at that end of each edge.
+        order: [E] edges sorted by that node.
+        offsets: [N] where each node's edges begin in `order`.
+    """
+
+    node: Tensor
+    order: Tensor
+    offsets: Tensor
+
+
+class _Send(torch.autograd.Function):
+    """Nodes to edges: out[e] = h[node[e]]."""
+
+    @staticmethod
+    def forward(ctx, h: Tensor, ends: Ends) -> Tensor:
+        ctx.ends = ends
+        return h.index_select(0, ends.node)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _Sum.apply(grad, ctx.ends), None
+
+
+class _Sum(torch.autograd.Function):
+    """Edges to nodes: out[n] = sum of m[e] over the edges with node[e] = n."""
+
+    @staticmethod
+    def forward(ctx, m: Tensor, ends: Ends) -> Tensor:
+        ctx.ends = ends
+        return torch.embedding_bag(m.contiguous(), ends.order, ends.offsets, mode=0)[0]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _Send.apply(grad, ctx.ends), None
+
+
+def _ends(node: Tensor, num_nodes: int) -> Ends:
+    count = torch.bincount(node, minlength=num_nodes)
+    return Ends(node, torch.argsort(node, stable=True), count.cumsum(0) - count)
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The edges of a batch, with what is needed to send and sum along them.
+
+    Attributes:
+        receivers: the targets i.
+        senders: the sources j.
+        inverse_degree: [N, 1] one over the number of edges that end in each node (at least one).
+    """
+
+    receivers: Ends
+    senders: Ends
+    inverse_degree: Tensor
+
+    @staticmethod
+    def build(edge_index: Tensor, num_nodes: int, dtype: torch.dtype, copies: int = 1) -> Edges:
+        """Prepare the edges of `copies` copies of one graph, numbered one after the other.
+
+        Args:
+            edge_index: [2, E]; row 0 the senders, row 1 the receivers.
+            num_nodes: N, nodes of one copy.
+            dtype: of the features that will be summed.
+            copies: how many graphs share this topology (batch entries, time points).
+        """
+        shift = num_nodes * torch.arange(copies, device=edge_index.device)
+        send, receive = (edge_index[:, None, :] + shift[:, None]).flatten(1)
+        total = num_nodes * copies
+        degree = torch.bincount(receive, minlength=total).clamp(min=1)
+        return Edges(_ends(receive, total), _ends(send, total), degree.to(dtype).reciprocal()[:, None])
+
+    def from_receivers(self, h: Tensor) -> Tensor:
+        """h_i for every edge (i, j): [N, C] to [E, C]."""
+        return _Send.apply(h, self.receivers)
+
+    def from_senders(self, h: Tensor) -> Tensor:
+        """h_j for every edge (i, j): [N, C] to [E, C]."""
+        return _Send.apply(h, self.senders)
+
+    def sum(self, m: Tensor) -> Tensor:
+        """Sum of the messages that arrive at each node: [E, C] to [N, C]."""
+        return _Sum.apply(m, self.receivers)
+
+    def mean(self, m: Tensor) -> Tensor:
+        """Mean of the messages that arrive at each node, zero where none does: [E, C] to [N, C]."""
+        return self.sum(m) * self.inverse_degree

@@ -1,0 +1,132 @@
+"""The temporal convolution: an operator on functions of time, given at a few points and answered at any.
+
+A trajectory of features h(t), known at P equidistant anchor times, is expanded in a few modes; a learned matrix per mode
+mixes the channels; the result is evaluated at any times:
+
+    y(t) = sum_k  S_k(t) W_k ( sum_p A_kp h(t_p) ).
+
+It acts on the time and channel axes alone, the same way on every node and every component of a vector or a higher
+irrep, so it commutes with rotations, reflections and permutations whatever the features are.
+
+Source: Xu et al. 2024 (arXiv 2401.11037), equations 6 to 9; Li et al. 2021 (arXiv 2010.08895) for the Fourier form,
+written here with real cosines and sines instead of a complex FFT (the numbers are the same).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from equidyn.core.errors import InputError
+from equidyn.ops.linear import linear
+
+Basis = Literal["fourier", "cosine"]
+
+
+def _angles(points: Tensor, num_points: int, num_modes: int, basis: Basis) -> Tensor:
+    mode = torch.arange(num_modes, dtype=points.dtype, device=points.device)
+    if basis == "fourier":  # one period is the window: the trajectory is taken as periodic
+        return points[..., None] * mode * (2 * math.pi / num_points)
+    return (points[..., None] + 0.5) * mode * (math.pi / num_points)  # DCT: mirrored at both ends instead
+
+
+def analysis(num_points: int, num_modes: int, basis: Basis, like: Tensor) -> Tensor:
+    """The matrix that expands values at the anchors 0 .. P-1 in modes.
+
+    Returns:
+        Fourier: [2, M, P], real and imaginary parts of the discrete Fourier transform. Cosine: [1, M, P].
+    """
+    angle = _angles(torch.arange(num_points, dtype=like.dtype, device=like.device), num_points, num_modes, basis).T
+    return torch.stack([angle.cos(), -angle.sin()]) if basis == "fourier" else angle.cos()[None]
+
+
+def synthesis(points: Tensor, num_points: int, num_modes: int, basis: Basis) -> Tensor:
+    """The functions that evaluate an expansion in modes at given points.
+
+    Args:
+        points: [...] times as real-valued anchor indices (0 is the first anchor, P-1 the last).
+
+    Returns:
+        Fourier: [..., 2, M]; cosine: [..., 1, M].
+    """
+    angle = _angles(points, num_points, num_modes, basis)
+    weight = points.new_full((num_modes,), 2.0 / num_points)
+    weight[0] = 1.0 / num_points
+    if basis == "cosine":
+        return (weight * angle.cos())[..., None, :]
+    sine = -weight * angle.sin()
+    if num_points % 2 == 0 and num_modes == num_points // 2 + 1:  # the Nyquist mode counts once, its real part alone
+        weight[-1] = 1.0 / num_points
+        sine[..., -1] = 0.0
+    return torch.stack([weight * angle.cos(), sine], dim=-2)
+
+
+class TemporalConv(nn.Module):
+    """Learned linear operator on trajectories of features (module docstring).
+
+    Args:
+        channels: C, mixed by the operator.
+        num_points: P, number of equidistant anchor times.
+        num_modes: M; at most P // 2 + 1 for "fourier", P for "cosine".
+        basis: "fourier" as in the paper, or "cosine" for trajectories that are not periodic.
+        scale: the weights are drawn uniformly from [0, scale).
+        centred: draw from [-scale, scale) instead.
+
+    Raises:
+        InputError: more modes than the anchors can carry.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_points: int,
+        num_modes: int,
+        *,
+        basis: Basis = "fourier",
+        scale: float = 0.1,
+    ) -> None:
+        super().__init__()
+        most = num_points // 2 + 1 if basis == "fourier" else num_points
+        if not 1 <= num_modes <= most:
+            raise InputError(
+                "number of temporal modes", expected=f"1 to {most} for {num_points} time points", got=num_modes
+            )
+        self.num_points, self.num_modes, self.basis = num_points, num_modes, basis
+        parts = 2 if basis == "fourier" else 1
+        # weight[k, 0] is the real and weight[k, 1] the imaginary part of W_k, stored [C_out, C_in].
+        self.weight = nn.Parameter(scale * torch.rand(num_modes, parts, channels, channels))
+
+    def _mix(self, modes: Tensor) -> Tensor:
+        """Apply W_k to each mode: [parts, M, ..., C] to the same shape."""
+        if self.basis == "cosine":
+            return torch.stack([linear(z, w[0]) for z, w in zip(modes[0], self.weight, strict=True)])[None]
+        real, imag = modes
+        mixed = [(linear(real[0], self.weight[0, 0]), torch.zeros_like(real[0]))]  # mode 0 is real
+        for a, b, (w, u) in zip(real[1:], imag[1:], self.weight[1:], strict=True):
+            block = torch.cat([torch.cat([w, -u], dim=1), torch.cat([u, w], dim=1)])  # (a + ib)(w + iu)
+            mixed.append(linear(torch.cat([a, b], dim=-1), block).chunk(2, dim=-1))
+        return torch.stack([torch.stack(part) for part in zip(*mixed, strict=True)])
+
+    def forward(self, h: Tensor, points: Tensor | None = None) -> Tensor:
+        """Apply the operator.
+
+        Args:
+            h: [P, N, ..., C] features at the anchor times.
+            points: [Q, N] further times at which each node's result is wanted, as real-valued anchor indices.
+
+        Returns:
+            [P + Q, N, ..., C]: the result at the anchors, then at the further times.
+        """
+        analyse = analysis(self.num_points, self.num_modes, self.basis, h)
+        modes = (analyse.flatten(0, 1) @ h.flatten(1)).view(*analyse.shape[:2], *h.shape[1:])
+        mixed = self._mix(modes).flatten(0, 1)
+        anchors = torch.arange(self.num_points, dtype=h.dtype, device=h.device)
+        evaluate = synthesis(anchors, self.num_points, self.num_modes, self.basis).flatten(-2)
+        out = (evaluate @ mixed.flatten(1)).view(h.shape)
+        if points is None:
+            return out
+        evaluate = synthesis(points, self.num_points, self.num_modes, self.basis).flatten(-2)
+        return torch.cat([out, torch.einsum("qnk,kn...->qn...", evaluate, mixed)])

@@ -1,0 +1,66 @@
+"""The report: from finished run folders to one HTML file that opens offline."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from equidyn.core.errors import InputError
+from equidyn.report.runs import Run, read_runs
+from equidyn.report.sections import SECTIONS, page_title
+from equidyn.report.text import escape
+
+
+def write_report(run_folders: Sequence[Path], out: Path) -> Path:
+    """Turns finished runs into one self-contained HTML page.
+
+    Args:
+        run_folders: folders with `config.yaml`, `metrics.csv`, `evaluation.json` and `predictions.npz`.
+        out: the file to write; it appears under this name only when complete.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: a folder is no finished run, a file in it is missing or corrupt, or `out` cannot be written.
+    """
+    page = _render(read_runs(run_folders))
+    out = Path(out)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, out)
+    except OSError as error:
+        raise InputError("cannot write the report", where=out, got=error.strerror or error) from error
+    finally:
+        if partial.is_file():
+            partial.unlink()
+    return out
+
+
+def _render(runs: Sequence[Run]) -> str:
+    charts, animation = _asset("charts.js"), _asset("animation.js")
+    return Template(_asset("template.html")).substitute(
+        title=escape(page_title(runs)),
+        script_hashes=" ".join(map(_content_hash, (charts, animation))),
+        style=_asset("style.css"),
+        body="\n".join(filter(None, (section(runs) for section in SECTIONS))),
+        charts=charts,
+        animation=animation,
+    )
+
+
+def _asset(name: str) -> str:
+    return files("equidyn.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _content_hash(script: str) -> str:
+    """Lets the browser run our two scripts and nothing else on the page."""
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

@@ -1,0 +1,328 @@
+"""Reading a finished run folder, with one clear line for whatever is wrong in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from equidyn.core.errors import InputError
+
+Floats = NDArray[np.float64]
+
+METRIC_COLUMNS = ("epoch", "train_loss", "val_f_mse")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Error of one predictor: last state, mean over all states, and at each time point (empty where unknown)."""
+
+    f_mse: float
+    a_mse: float
+    horizon_mse: Floats
+
+
+@dataclass(frozen=True)
+class UnseenTimes:
+    """Error at many query times of a model that was trained at a few."""
+
+    times: Floats
+    mse: Floats
+    trained_at: Floats
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluation.json` holds; None or empty where the run did not measure it."""
+
+    name: str
+    system: str
+    score: Score
+    times: Floats
+    split: str
+    samples: float | None
+    parameters: float | None
+    seconds_train: float | None
+    seconds_per_step: float | None
+    machine: str
+    citation: str
+    baselines: dict[str, Score]
+    published: dict[str, Score]
+    symmetry: dict[str, float]
+    symmetry_dtype: str
+    unseen: UnseenTimes | None
+    drift: dict[str, Floats]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A few samples as trajectories. S samples, Q times, N particles."""
+
+    times: Floats  # [Q]
+    initial: Floats  # [S, N, 3]
+    initial_vel: Floats  # [S, N, 3]
+    predicted: Floats  # [S, Q, N, 3]
+    true: Floats  # [S, Q, N, 3]
+    charge: Floats | None  # [S, N]
+    bonds: NDArray[np.int64] | None  # [E, 2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run. `name` is unique within a report."""
+
+    name: str
+    folder: Path
+    config: str
+    metrics: dict[str, Floats]
+    evaluation: Evaluation
+    predictions: Predictions
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Reads every folder, and gives runs of the same name different ones."""
+    if not folders:
+        raise InputError("no run folder given", expected="at least one")
+    runs = [read_run(Path(folder)) for folder in folders]
+    names = [run.name for run in runs]
+    unique: list[Run] = []
+    for run in runs:
+        name = run.name if names.count(run.name) == 1 else f"{run.name} ({run.folder.name})"
+        taken = sum(other.name == name or other.name.startswith(f"{name} #") for other in unique)
+        unique.append(replace(run, name=f"{name} #{taken + 1}" if taken else name))
+    return unique
+
+
+def read_run(folder: Path) -> Run:
+    """Reads one run folder.
+
+    Raises:
+        InputError: it is no run folder, or a file in it is missing, corrupt or inconsistent.
+    """
+    if not folder.is_dir():
+        raise InputError("no such run folder", where=folder)
+    evaluation = _read_evaluation(folder / "evaluation.json")
+    return Run(
+        name=evaluation.name,
+        folder=folder,
+        config=_read_config(folder / "config.yaml"),
+        metrics=_read_metrics(folder / "metrics.csv"),
+        evaluation=evaluation,
+        predictions=_read_predictions(folder / "predictions.npz"),
+    )
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise InputError(f"{path.name} is missing", where=path.parent, expected="a finished run folder")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("unreadable file", where=path, got=error) from error
+
+
+def _read_config(path: Path) -> str:
+    text = _read_text(path)
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError("corrupt YAML", where=path, got=error) from error
+    if not isinstance(config, Mapping):
+        raise InputError("corrupt configuration", where=path, expected="a YAML mapping", got=type(config).__name__)
+    return text
+
+
+def _read_metrics(path: Path) -> dict[str, Floats]:
+    try:
+        lines = csv.DictReader(_read_text(path).splitlines(), strict=True)
+        rows = list(lines)
+    except csv.Error as error:
+        raise InputError("corrupt CSV", where=path, got=error) from error
+    columns = lines.fieldnames or []
+    for column in METRIC_COLUMNS:
+        if column not in columns:
+            raise InputError(f"column {column!r} is missing", where=path, got=", ".join(columns) or "an empty file")
+    return {
+        column: np.array([_cell(row[column], f"{path}, row {k + 2}, {column}") for k, row in enumerate(rows)], float)
+        for column in METRIC_COLUMNS
+    }
+
+
+def _cell(text: str | None, where: str) -> float:
+    """A field of the table; an empty one was not measured."""
+    if not text or not text.strip():
+        return math.nan
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError("not a number", where=where, got=repr(text)) from error
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    try:
+        raw = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError("corrupt JSON", where=path, got=error) from error
+    fields = _Fields(raw, str(path))
+    times = fields.numbers("times")
+    return Evaluation(
+        name=fields.text("name"),
+        system=fields.text("system"),
+        score=_score(fields, times.size),
+        times=times,
+        split=fields.text("split", "test"),
+        samples=fields.number("samples"),
+        parameters=fields.number("parameters"),
+        seconds_train=fields.number("seconds_train"),
+        seconds_per_step=fields.number("seconds_per_step"),
+        machine=fields.text("machine", ""),
+        citation=fields.text("citation", ""),
+        baselines={name: _score(entry, times.size) for name, entry in fields.children("baselines")},
+        published={name: _score(entry) for name, entry in fields.children("published")},
+        symmetry=_symmetry(fields),
+        symmetry_dtype=fields.text("symmetry_dtype", "float32"),
+        unseen=_unseen(fields),
+        drift=_drift(fields, times.size),
+    )
+
+
+class _Fields:
+    """A JSON object whose entries are asked for by kind; a wrong kind is an InputError that names it."""
+
+    def __init__(self, raw: Any, where: str) -> None:
+        if not isinstance(raw, Mapping):
+            raise InputError("wrong type", where=where, expected="a JSON object", got=type(raw).__name__)
+        self.raw, self.where = raw, where
+
+    def _get(self, key: str, kinds: type | tuple[type, ...], expected: str, *, required: bool) -> Any:
+        value = self.raw.get(key)
+        if value is None:
+            if required:
+                raise InputError(f"{key!r} is missing", where=self.where, expected=expected)
+        elif not isinstance(value, kinds) or isinstance(value, bool):
+            raise InputError(f"wrong {key!r}", where=self.where, expected=expected, got=type(value).__name__)
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._get(key, str, "text", required=default is None)
+        return default or "" if value is None else value
+
+    def number(self, key: str, *, required: bool = False) -> float | None:
+        value = self._get(key, (int, float), "a number", required=required)
+        return None if value is None else float(value)
+
+    def numbers(self, key: str, length: int | None = None, *, required: bool = True) -> Floats:
+        value = self._get(key, list, "a list of numbers", required=required)
+        try:
+            array = np.array([] if value is None else value, dtype=np.float64)  # None inside becomes NaN
+        except (TypeError, ValueError) as error:
+            raise InputError(f"wrong {key!r}", where=self.where, expected="a list of numbers") from error
+        if array.ndim != 1 or (required and not array.size):
+            raise InputError(f"wrong {key!r}", where=self.where, expected="a flat list of numbers", got=array.shape)
+        if length is not None and array.size not in ({length} if required else {0, length}):
+            raise InputError(f"wrong length of {key!r}", where=self.where, expected=length, got=array.size)
+        return array
+
+    def child(self, key: str) -> _Fields | None:
+        value = self._get(key, Mapping, "a JSON object", required=False)
+        return _Fields(value, f"{self.where}, {key}") if value else None
+
+    def children(self, key: str) -> list[tuple[str, _Fields]]:
+        entries = self.child(key)
+        return (
+            [(name, _Fields(raw, f"{entries.where}, {name}")) for name, raw in entries.raw.items()] if entries else []
+        )
+
+
+def _score(fields: _Fields, horizon: int | None = None) -> Score:
+    """Published numbers have no horizon and may lack one of the two errors; measured ones have both."""
+    measured = horizon is not None
+    f_mse, a_mse = (fields.number(key, required=measured) for key in ("f_mse", "a_mse"))
+    return Score(
+        f_mse=math.nan if f_mse is None else f_mse,
+        a_mse=math.nan if a_mse is None else a_mse,
+        horizon_mse=fields.numbers("horizon_mse", horizon, required=measured),
+    )
+
+
+def _symmetry(fields: _Fields) -> dict[str, float]:
+    entries = fields.child("symmetry")
+    values = {name: entries.number(name) for name in entries.raw} if entries else {}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _unseen(fields: _Fields) -> UnseenTimes | None:
+    entry = fields.child("unseen_times")
+    if entry is None:
+        return None
+    times = entry.numbers("times")
+    return UnseenTimes(times, entry.numbers("mse", times.size), entry.numbers("trained_at"))
+
+
+def _drift(fields: _Fields, length: int) -> dict[str, Floats]:
+    entry = fields.child("drift")
+    if entry is None:
+        return {}
+    keys = ("energy", "momentum", "energy_true", "momentum_true")
+    return {key: values for key in keys if (values := entry.numbers(key, length, required=False)).size}
+
+
+def _read_predictions(path: Path) -> Predictions:
+    if not path.is_file():
+        raise InputError(f"{path.name} is missing", where=path.parent, expected="a finished run folder")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError("corrupt or unsafe array file", where=path, expected="a NumPy .npz without pickles") from error
+    for name in ("times", "initial", "initial_vel", "predicted", "true"):
+        if name not in arrays:
+            raise InputError(f"array {name!r} is missing", where=path)
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise InputError(f"array {name!r} holds no numbers", where=path, got=array.dtype)
+    return _checked(arrays, path)
+
+
+def _checked(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
+    def take(name: str, shape: tuple[int, ...]) -> Floats:
+        if arrays[name].shape != shape:
+            raise InputError(f"wrong shape of {name!r}", where=path, expected=shape, got=arrays[name].shape)
+        return np.asarray(arrays[name], dtype=np.float64)
+
+    initial = arrays["initial"]
+    if initial.ndim != 3 or initial.shape[2] != 3 or not initial.size:
+        raise InputError("wrong shape of 'initial'", where=path, expected="[samples, particles, 3]", got=initial.shape)
+    samples, particles, _ = initial.shape
+    times = take("times", (arrays["times"].size,))
+    if not times.size or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        raise InputError("unusable 'times'", where=path, expected="finite times, increasing, at least one")
+    trajectory = (samples, times.size, particles, 3)
+    return Predictions(
+        times=times,
+        initial=take("initial", initial.shape),
+        initial_vel=take("initial_vel", initial.shape),
+        predicted=take("predicted", trajectory),
+        true=take("true", trajectory),
+        charge=take("charge", (samples, particles)) if "charge" in arrays else None,
+        bonds=_bonds(arrays["bonds"], particles, path) if "bonds" in arrays else None,
+    )
+
+
+def _bonds(bonds: NDArray[Any], particles: int, path: Path) -> NDArray[np.int64]:
+    if bonds.ndim != 2 or bonds.shape[1] != 2 or bonds.dtype.kind not in "iu":
+        raise InputError(
+            "wrong 'bonds'", where=path, expected="integers [bonds, 2]", got=f"{bonds.dtype} {bonds.shape}"
+        )
+    if bonds.size and (bonds.min() < 0 or bonds.max() >= particles):
+        raise InputError("'bonds' names a particle that does not exist", where=path, expected=f"0 to {particles - 1}")
+    return bonds.astype(np.int64)
