@@ -52,3 +52,22 @@ class Entry:
     symmetry: str
     needs: tuple[str, ...]
     gives: tuple[str, ...]
+
+
+BACKBONES: dict[str, type[nn.Module]] = {}
+"""Equivariant layers that a temporal operator can lift to trajectories, by name; see `backbone`."""
+
+
+def backbone(name: str):
+    """Class decorator: offer a layer as a backbone under a name, so that systems need not import each other.
+
+    A backbone is built as `Layer(hidden_dim, edge_dim, **options)` and called as `layer(h, x, v, edges, edge_attr)`
+    with rows of nodes h [R, H], x [R, 3], v [R, 3], the `Edges` of those rows and edge scalars [E, A], where the rows
+    of `edges` may be several copies of E; it returns the new (h, x, v).
+    """
+
+    def register(layer: type[nn.Module]) -> type[nn.Module]:
+        BACKBONES[name] = layer
+        return layer
+
+    return register

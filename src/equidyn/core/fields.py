@@ -37,6 +37,7 @@ class Field:
 _FIELDS = (
     Field("pos", "[N, 3]", "Å, or unitless", "position", "Position of each node.", 0),
     Field("vel", "[N, 3]", "length of pos per unit of times", "vector", "Velocity of each node.", 0),
+    Field("centre", "[N, 3]", "unit of pos", "position", "Reference point of each node's graph; absent: its mean.", 0),
     Field("x", "[N, F]", "", "invariant", "Scalar input features of each node.", 0),
     Field("z", "[N]", "", "invariant", "Atomic number of each node.", 0),
     Field("charge", "[N]", "e, or unitless", "invariant", "Charge of each node.", 0),

@@ -55,7 +55,7 @@ class Trajectories:
         Raises:
             InputError: wrong shape or dtype, lengths that do not match, no particles, NaN or infinite values.
         """
-        for name in ("positions", "velocities", "times", "charges", "masses", "couplings"):
+        for name in (*PER_TRAJECTORY, "times"):
             _check_real(name, getattr(self, name), where)
         shape = self.positions.shape
         if len(shape) != 4 or shape[-1] != 3:
@@ -76,7 +76,7 @@ class Trajectories:
             if array is not None and array.shape != right:
                 what = f"{name} do not match the positions"
                 raise InputError(what, where=where, expected=f"shape {list(right)}", got=list(array.shape))
-        for name in ("positions", "velocities", "charges", "masses", "couplings", "times"):
+        for name in (*PER_TRAJECTORY, "times"):
             _check_finite(name, getattr(self, name), where)
         if not (np.diff(self.times) > 0).all():
             raise InputError("times do not increase", where=where, expected="each time later than the one before")

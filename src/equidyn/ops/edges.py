@@ -104,3 +104,18 @@ class Edges:
     def mean(self, m: Tensor) -> Tensor:
         """Mean of the messages that arrive at each node, zero where none does: [E, C] to [N, C]."""
         return self.sum(m) * self.inverse_degree
+
+
+class EdgeCache:
+    """Builds `Edges` and keeps the last ones, as batches of one topology ask for the same edges again and again."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, tuple, Edges] | None = None
+
+    def __call__(self, edge_index: Tensor, num_nodes: int, dtype: torch.dtype, copies: int) -> Edges:
+        """The edges of `Edges.build` for the same arguments."""
+        rest = (num_nodes, dtype, copies, edge_index.device)
+        if self._last is None or self._last[1] != rest or not torch.equal(self._last[0], edge_index):
+            edges = Edges.build(edge_index, num_nodes, dtype, copies)
+            self._last = (edge_index.clone(), rest, edges)
+        return self._last[2]

@@ -89,20 +89,20 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-class SplitLinear(nn.Module):
-    """A `Linear` on the concatenation of several inputs, without building the concatenation.
+def split_linear(in_features: tuple[int, ...], out_features: int) -> list[Linear]:
+    """One linear map on a concatenation, as the list of its parts.
 
-    W [a ++ b] = W_a a + W_b b: each part is applied where it is cheap (per node instead of per edge) and the sums are
-    broadcast. Initialised like one `Linear` of the whole width.
+    W [a ++ b] = W_a a + W_b b: each part is applied where it is cheap (per node instead of per edge) and the results
+    are added; the concatenation is never built. The first part carries the bias. Initialised like one `nn.Linear` of
+    the whole width.
 
     Args:
         in_features: width of each part.
         out_features: width of the result.
     """
-
-    def __init__(self, in_features: tuple[int, ...], out_features: int) -> None:
-        super().__init__()
-        bound = sum(in_features) ** -0.5
-        uniform = lambda *shape: nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))  # noqa: E731
-        self.weights = nn.ParameterList([uniform(out_features, width) for width in in_features])
-        self.bias = uniform(out_features)
+    parts = [Linear(width, out_features, bias=i == 0) for i, width in enumerate(in_features)]
+    bound = sum(in_features) ** -0.5
+    for part in parts:
+        for parameter in part.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+    return parts

@@ -73,7 +73,6 @@ class TemporalConv(nn.Module):
         num_modes: M; at most P // 2 + 1 for "fourier", P for "cosine".
         basis: "fourier" as in the paper, or "cosine" for trajectories that are not periodic.
         scale: the weights are drawn uniformly from [0, scale).
-        centred: draw from [-scale, scale) instead.
 
     Raises:
         InputError: more modes than the anchors can carry.

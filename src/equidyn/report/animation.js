@@ -184,7 +184,7 @@
     const [width, height] = [canvas.clientWidth, canvas.clientHeight];
     const middle = (low + high) / 2;
     const tall = side * Math.abs(sinE) + ((high - low) / 2) * cosE;
-    const scale = view.zoom * Math.min((0.44 * width) / side, (0.43 * height) / Math.max(tall, 0.2 * side));
+    const scale = view.zoom * Math.min((0.44 * width) / side, (0.48 * height) / Math.max(tall, 0.2 * side));
     return (x, y, z) => {
       const across = x * cosA - y * sinA;
       const away = x * sinA + y * cosA;
@@ -328,7 +328,7 @@
 
   // A piece of tube: a halo that separates crossing tubes, the tube, and light along its middle.
   const tube = (a, b, colour, strength) => {
-    const width = Math.max(1.6, 0.021 * shown.side * b.size);
+    const width = Math.max(1.6, 0.34 * ballRadius() * b.size);
     const line = (style, lineWidth, alpha, cap) => {
       pen.strokeStyle = style;
       pen.lineWidth = lineWidth;
@@ -344,6 +344,8 @@
     line("#ffffff", width * 0.3, 0.35 * strength, "butt");
     pen.lineCap = "butt";
   };
+
+  const ballRadius = () => 0.062 * Math.cbrt(5 / Math.max(5, shown.particles)) * shown.side;
 
   const ball = (at, radius, name, ghost) => {
     const r = radius * at.size;
@@ -409,7 +411,7 @@
     stateAt(shown.truth, shown.run.times, play.time, shown.truth.now);
     stateAt(shown.guess, shown.run.times, play.time, shown.guess.now);
     const project = camera();
-    const radius = Math.max(0.012, 0.062 * Math.cbrt(5 / Math.max(5, shown.particles)) ** 2) * shown.side;
+    const radius = ballRadius();
     pen.lineJoin = "round";
     drawFloor(project);
     drawShadows(project, radius);
@@ -566,7 +568,7 @@
     const before = touches.get(event.pointerId);
     if (!before) return;
     touches.set(event.pointerId, event);
-    if (touches.size === 1) return turnBy((before.clientX - event.clientX) / -150, (event.clientY - before.clientY) / 150);
+    if (touches.size === 1) return turnBy((event.clientX - before.clientX) / 150, (event.clientY - before.clientY) / 150);
     const other = [...touches.values()].find((touch) => touch.pointerId !== event.pointerId);
     const span = (touch) => Math.hypot(touch.clientX - other.clientX, touch.clientY - other.clientY);
     zoomBy(span(event) / Math.max(1, span(before)));

@@ -124,7 +124,7 @@ def parity_plot(title: str, true: Floats, predicted: Floats, style: str) -> str:
     body = _frame(axis, y_axis, "true", "predicted", size) + diagonal + f'<path class="dots {style}" d="{dots}"/>'
     spread = float(((true - true.mean()) ** 2).mean())
     error = float(((predicted - true) ** 2).mean())
-    fit = f"R² {1 - error / spread:.4f}, " if spread > 0 else ""
+    fit = f"R² {number(1 - error / spread)}, " if spread > 0 else ""
     outside = f", {count(int((~inside).sum()))} of them outside the frame" if (~inside).any() else ""
     caption = (
         f"{fit}root mean square error {number(math.sqrt(error))}; {count(x.size)} of {count(true.size)} values shown"

@@ -10,6 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+import numpy as np
+
 from equidyn.core.errors import InputError
 from equidyn.report.runs import Run, read_runs
 from equidyn.report.sections import SECTIONS, page_title
@@ -29,7 +31,9 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     Raises:
         InputError: a folder is no finished run, a file in it is missing or corrupt, or `out` cannot be written.
     """
-    page = _render(read_runs(run_folders))
+    runs = read_runs(run_folders)
+    with np.errstate(all="ignore"):  # a diverged run may hold anything; the page says so
+        page = _render(runs)
     out = Path(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +21,23 @@ from numpy.typing import NDArray
 from equidyn.core.errors import InputError
 
 Floats = NDArray[np.float64]
+
+# All that NumPy and zipfile raise on damaged archives.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 METRIC_COLUMNS = ("epoch", "train_loss", "val_f_mse")
 
@@ -169,7 +189,7 @@ def _cell(text: str | None, where: str) -> float:
 
 def _read_evaluation(path: Path) -> Evaluation:
     try:
-        raw = json.loads(_read_text(path))
+        raw = json.loads(_read_text(path), parse_int=float)  # an int may be too large for a float
     except (ValueError, RecursionError) as error:
         raise InputError("corrupt JSON", where=path, got=error) from error
     fields = _Fields(raw, str(path))
@@ -280,9 +300,9 @@ def _read_predictions(path: Path) -> Predictions:
     if not path.is_file():
         raise InputError(f"{path.name} is missing", where=path.parent, expected="a finished run folder")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError("corrupt or unsafe array file", where=path, expected="a NumPy .npz without pickles") from error
     for name in ("times", "initial", "initial_vel", "predicted", "true"):
         if name not in arrays:

@@ -115,8 +115,8 @@ def _lead_symmetry(run: Run) -> str:
         return ""
     worst = max(errors.values(), key=_rank)
     if worst <= _rounding(run):
-        return "Its symmetries hold to rounding."
-    return f"A symmetry is violated by up to {number(worst)}, more than rounding explains."
+        return f"The symmetries of {run.name} hold to rounding."
+    return f"{run.name} violates a symmetry by up to {number(worst)}, more than rounding explains."
 
 
 def _facts(run: Run) -> str:
@@ -208,7 +208,7 @@ def _results(runs: Sequence[Run]) -> str:
     head = ["", "F-MSE", "A-MSE", versus, "parameters", "training time"]
     ours = "".join(_run_row(run, _run_style(k), least) for k, run in enumerate(runs))
     simple = "".join(_row(name, score, least, _ratio(score, reference)) for name, score in baselines.items())
-    known = "".join(_row(name, score, least) for name, score in published.items())
+    known = "".join(_row(name, score, least, unknown="–") for name, score in published.items())
     body = _table(
         head,
         f"<tbody>{ours}</tbody>"
@@ -223,9 +223,11 @@ def _results(runs: Sequence[Run]) -> str:
     return _section("Results", body + note, intro)
 
 
-def _row(name: str, score: Score, least: Sequence[float], ratio: str = "–", size: str = "–", spent: str = "–") -> str:
-    errors = _error_cell(score.f_mse, least[0]) + _error_cell(score.a_mse, least[1])
-    return f'<tr><th scope="row">{escape(name)}</th>{errors}<td>{ratio}</td><td>{size}</td><td>{spent}</td></tr>'
+def _row(name: str, score: Score, least: Sequence[float], *columns: str, unknown: str = "not finite") -> str:
+    """`columns` are the cells after the two errors; `unknown` stands for an error that is not a number."""
+    errors = [_error_cell(error, best, unknown) for error, best in zip((score.f_mse, score.a_mse), least, strict=True)]
+    rest = [f"<td>{text}</td>" for text in (*columns, "–", "–", "–")[:3]]
+    return f'<tr><th scope="row">{escape(name)}</th>{"".join([*errors, *rest])}</tr>'
 
 
 def _run_row(run: Run, style: str, least: Sequence[float]) -> str:
@@ -250,11 +252,12 @@ def _samples(runs: Sequence[Run]) -> str:
     return f"{count(samples)} {escape(split)} samples" if samples is not None else f"the {escape(split)} samples"
 
 
-def _error_cell(value: float, least: float) -> str:
+def _error_cell(value: float, least: float, unknown: str) -> str:
     """Equal to the digits shown is equal."""
+    if math.isnan(value):
+        return f"<td>{unknown}</td>"
     best = ' class="best"' if math.isfinite(value) and number(value) == number(least) else ""
-    exact = f' title="{value!r}"' if math.isfinite(value) else ""
-    return f"<td{best}{exact}>{'–' if math.isnan(value) else number(value)}</td>"
+    return f'<td{best} title="{value!r}">{number(value)}</td>'
 
 
 def _ratio(score: Score, reference: tuple[str, Score] | None) -> str:

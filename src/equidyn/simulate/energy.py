@@ -64,8 +64,10 @@ def pair_state(trajectories: Trajectories, system: System) -> dict[str, Array]:
 
 def kinetic_energy(trajectories: Trajectories) -> Array:
     """Σ_i m_i v_i² / 2 at each frame, [S, F]."""
-    squares = (np.asarray(trajectories.velocities, dtype=np.float64) ** 2).sum(-1)
-    return 0.5 * (squares * _masses(trajectories)).sum(-1)
+    v = np.asarray(trajectories.velocities, dtype=np.float64)
+    if trajectories.masses is None:
+        return 0.5 * np.einsum("sfni,sfni->sf", v, v)
+    return 0.5 * np.einsum("sn,sfn->sf", trajectories.masses, np.einsum("sfni,sfni->sfn", v, v))
 
 
 def potential_energy(trajectories: Trajectories) -> Array:
@@ -78,24 +80,25 @@ def potential_energy(trajectories: Trajectories) -> Array:
     """
     system = system_of(trajectories.meta)
     state = pair_state(trajectories, system)
-    x = np.asarray(trajectories.positions, dtype=np.float64)
-    bodies = x.shape[2]
-    total = np.zeros(x.shape[:2])
-    for i in range(bodies - 1):  # by rows: all pairs at once would need N times the memory
-        coupling = system.pair_coupling(state, i, slice(i + 1, None))[:, None, :] if system.kind == "springs" else None
-        if coupling is None:
-            coupling = system.pair_coupling(state, slice(i, i + 1), slice(i + 1, None))[:, None, :]
-        square = ((x[:, :, i : i + 1] - x[:, :, i + 1 :]) ** 2).sum(-1)
+    # [3, N, S, F] and one row of pairs at a time: long contiguous passes, and memory that grows with N, not N².
+    x = np.ascontiguousarray(trajectories.positions.transpose(3, 2, 0, 1), dtype=np.float64)
+    bodies = x.shape[1]
+    total = np.zeros(x.shape[2:])
+    for i in range(bodies - 1):
+        others = np.arange(i + 1, bodies)
+        coupling = system.pair_coupling(state, np.full(len(others), i), others).T[..., None]
+        square = ((x[:, i : i + 1] - x[:, i + 1 :]) ** 2).sum(0)
         if system.law.inverse_square:
-            total += (coupling / np.sqrt(square + system.law.softening**2)).sum(-1)
+            total += (coupling / np.sqrt(square + system.law.softening**2)).sum(0)
         else:
-            total -= 0.5 * (coupling * square).sum(-1)
+            total -= 0.5 * (coupling * square).sum(0)
     return total
 
 
 def momentum(trajectories: Trajectories) -> Array:
     """Σ_i m_i v_i at each frame, [S, F, 3]."""
-    return (np.asarray(trajectories.velocities, dtype=np.float64) * _masses(trajectories)[..., None]).sum(2)
+    v = np.asarray(trajectories.velocities, dtype=np.float64)
+    return v.sum(2) if trajectories.masses is None else np.einsum("sn,sfni->sfi", trajectories.masses, v)
 
 
 def drift(trajectories: Trajectories) -> Drift:
@@ -109,9 +112,3 @@ def drift(trajectories: Trajectories) -> Drift:
         energy=change / np.where(size > 0, size, 1.0),
         momentum=np.linalg.norm(p - p[:, :1], axis=-1).max(1),
     )
-
-
-def _masses(trajectories: Trajectories) -> Array:
-    """[S, 1, N], or ones."""
-    masses = trajectories.masses
-    return np.ones((1, 1, 1)) if masses is None else np.asarray(masses, dtype=np.float64)[:, None]

@@ -7,7 +7,6 @@ calling NumPy; all passes write into arrays made once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,21 +14,28 @@ from numpy.typing import NDArray
 from scipy.integrate import DOP853
 
 from equidyn.core.errors import InputError
+from equidyn.simulate.parallel import Advance
 from equidyn.simulate.systems import Array, PairLaw
-
-Advance = Callable[[int], None]
-"""Called with the number of frames stored since the last call."""
 
 TOLERANCE = 1e-12
 """Local error of the accurate integrator, per component, relative to max(1, |component|)."""
 
 
+def pair_indices(bodies: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """All pairs i < j, neighbours in number first: (0, 1), (1, 2), ..., then (0, 2), (1, 3), ..., last (0, N-1)."""
+    gaps = range(1, bodies)
+    i = np.concatenate([np.arange(bodies - gap) for gap in gaps] or [np.arange(0)])
+    return i, i + np.repeat(np.arange(1, bodies), np.arange(bodies - 1, 0, -1))
+
+
 class PairForces:
     """Accelerations of the bodies of a block of trajectories.
 
+    A trajectory's numbers do not depend, to the last bit, on the block it is in.
+
     Args:
         law: the pair force.
-        coupling: [pairs, B], pairs in the order of `numpy.triu_indices(N, 1)`.
+        coupling: [pairs, B], pairs in the order of `pair_indices`.
         masses: [N, B], or None for unit masses.
         bodies: N.
     """
@@ -43,21 +49,24 @@ class PairForces:
         self._weight = np.empty((pairs, lanes))
         self._norm = np.empty((bodies, lanes))
         self._doubled = np.empty((3, bodies, lanes))
-        self._sum = np.empty((3, 1, lanes))
-        ends = np.cumsum(np.arange(bodies - 1, 0, -1))
-        # Body i meets bodies i+1 ... N-1: one slice of bodies, one of pairs, no indices.
-        self._rows = [
-            (slice(i, i + 1), slice(i + 1, bodies), slice(end - (bodies - 1 - i), end)) for i, end in enumerate(ends)
+        ends = np.cumsum(np.arange(bodies - 1, 0, -1)).tolist()
+        # The pairs of equal gap: slices of first bodies, of second bodies and of pairs; no index arrays.
+        self._gaps = [
+            (slice(0, bodies - gap), slice(gap, bodies), slice(end - (bodies - gap), end))
+            for gap, end in enumerate(ends, start=1)
         ]
 
     def __call__(self, x: Array, out: Array) -> Array:
         """Accelerations at positions x [3, N, B], written to `out` [3, N, B]."""
-        difference = self._difference
-        for i, others, row in self._rows:
-            np.subtract(x[:, i], x[:, others], out=difference[:, row])
+        difference, force = self._difference, self._product
+        for i, j, pairs in self._gaps:
+            np.subtract(x[:, i], x[:, j], out=difference[:, pairs])
         weight = self._weights(x) if self.law.inverse_square else self.coupling
-        np.multiply(difference, weight, out=self._product)
-        self._sum_over_partners(out)
+        np.multiply(difference, weight, out=force)
+        out.fill(0.0)
+        for i, j, pairs in self._gaps:
+            np.add(out[:, i], force[:, pairs], out=out[:, i])
+            np.subtract(out[:, j], force[:, pairs], out=out[:, j])
         if np.isfinite(self.law.clamp):
             np.clip(out, -self.law.clamp, self.law.clamp, out=out)
         if self.masses is not None:
@@ -82,26 +91,12 @@ class PairForces:
         square, product, norm, doubled = self._square, self._product, self._norm, self._doubled
         _sum_of_squares(x, doubled, norm)
         np.add(x, x, out=doubled)
-        for i, others, row in self._rows:
-            np.add(norm[i], norm[others], out=square[row])
-            np.multiply(doubled[:, i], x[:, others], out=product[:, row])
+        for i, j, pairs in self._gaps:
+            np.add(norm[i], norm[j], out=square[pairs])
+            np.multiply(doubled[:, i], x[:, j], out=product[:, pairs])
         np.add(product[0], product[1], out=self._weight)
         np.add(self._weight, product[2], out=self._weight)
         np.subtract(square, self._weight, out=square)
-
-    def _sum_over_partners(self, out: Array) -> None:
-        """Add each pair's force to its first body and subtract it from its second."""
-        if not self._rows:
-            out.fill(0.0)
-        for i, others, row in self._rows:
-            force = self._product[:, row]
-            if i.start == 0:  # the first row meets every body: assign instead of filling with zeros
-                np.add.reduce(force, axis=1, out=out[:, i], keepdims=True)
-                np.negative(force, out=out[:, others])
-            else:
-                np.add.reduce(force, axis=1, out=self._sum, keepdims=True)
-                np.add(out[:, i], self._sum, out=out[:, i])
-                np.subtract(out[:, others], force, out=out[:, others])
 
 
 def _sum_of_squares(vectors: Array, scratch: Array, out: Array) -> None:
@@ -221,6 +216,7 @@ class AccurateBlock:
     def _allocate(self) -> None:
         self.forces = PairForces(self.law, self.coupling, self.masses, self.y.shape[2])
         self.slopes = np.empty((len(DOP853.B) + 1, *self.y.shape))
+        self.scratch = np.empty_like(self.y)
         self._slope(self.y, 0)
 
     def _slope(self, y: Array, stage: int) -> None:
@@ -248,8 +244,12 @@ class AccurateBlock:
         self._refuse_standstill()
 
     def _mix(self, weights: Array) -> Array:
-        stages = len(weights)
-        return np.dot(weights, self.slopes[:stages].reshape(stages, -1)).reshape(self.y.shape)
+        """Weighted sum of the slopes, term by term: a matrix product would round by the size of the block."""
+        mixed = np.zeros_like(self.y)
+        for stage in np.flatnonzero(weights):
+            np.multiply(self.slopes[stage], weights[stage], out=self.scratch)
+            np.add(mixed, self.scratch, out=mixed)
+        return mixed
 
     def _error(self, new: Array, h: Array) -> Array:
         """Estimated local error of each trajectory in units of the tolerance, [B]; infinite if not a number."""

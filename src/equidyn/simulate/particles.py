@@ -30,16 +30,19 @@ from equidyn.simulate.energy import drift, pair_state, system_of
 from equidyn.simulate.integrate import (
     TOLERANCE,
     AccurateBlock,
-    Advance,
     PairForces,
     kick_drift,
     official_frames,
+    pair_indices,
     velocity_verlet,
 )
-from equidyn.simulate.parallel import Progress, available_workers, run_blocks
+from equidyn.simulate.parallel import Advance, Progress, available_workers, run_blocks
 from equidyn.simulate.systems import Array, System, get_system
 
-_PAIRS_PER_BLOCK = 50_000  # longer arrays leave the cache, shorter ones spend their time in calls to NumPy
+_PAIRS_PER_BLOCK = {
+    "official": 50_000,
+    "accurate": 20_000,
+}  # longer arrays leave the cache, shorter ones spend their time in calls to NumPy
 _LANES = (16, 10_000)  # fewest and most trajectories of a block
 _WORK_PER_PROCESS = 2e7  # body pairs times steps; below, starting a process costs more than it saves
 
@@ -217,43 +220,42 @@ def _integrate(initial: Trajectories, plan: _Plan, workers: int | None, progress
         _refuse_coincident(initial, plan.system)
     times = plan.times
     num, _, bodies, _ = initial.positions.shape
-    shape = (num, len(times), bodies, 3)
-    positions, velocities = np.empty(shape), np.empty(shape)
     workers = _count_workers(workers, plan.steps * num * max(1, bodies * (bodies - 1) // 2))
-    blocks = _cut(initial, plan, workers)
     report = _report(progress, num * len(times))
-    for block, frames in run_blocks(_run_block, blocks, workers, report):
-        part = slice(block.first, block.first + block.state.shape[-1])
-        positions[part], velocities[part] = frames.transpose(0, 4, 1, 3, 2)
+    shape = (2, num, len(times), bodies, 3)
+    positions, velocities = run_blocks(_run_block, _cut(initial, plan, workers), shape, workers, report)
     result = replace(
         initial, positions=positions, velocities=velocities, times=times, meta={**plan.meta(), **initial.meta}
     )
-    result.check(where="the simulation; two bodies met (give a softening or the accurate mode)")
+    result.check(where="the simulated motion (bodies met, or dt is too long)")
     return replace(result, meta={**result.meta, "drift": drift(result).summary()})
 
 
-def _run_block(block: _Block, advance: Advance) -> Array:
-    """Frames [2, F, 3, N, B] of a block."""
-    plan, state = block.plan, block.state.copy()
+def _run_block(block: _Block, out: Array, advance: Advance) -> None:
+    """Write the positions and velocities of a block into its part of `out`, [2, S, F, N, 3]."""
+    plan, law = block.plan, block.plan.system.law
+    state = block.state.copy()
     times = plan.times
     frames = np.empty((2, len(times), *state.shape[1:]))
     # Bodies at one place divide by zero; the frames are checked at the end.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if plan.accurate:
-            AccurateBlock(plan.system.law, block.coupling, block.masses, state, times, block.first).run(frames, advance)
+            AccurateBlock(law, block.coupling, block.masses, state, times, block.first).run(frames, advance)
         else:
             step = velocity_verlet if plan.system.official == "velocity Verlet" else kick_drift
-            forces = PairForces(plan.system.law, block.coupling, block.masses, state.shape[2])
-            step(forces, *state, plan.steps, plan.dt, plan.store_every, frames, advance)
-    return frames
+            forces = PairForces(law, block.coupling, block.masses, state.shape[2])
+            x, v = state
+            step(forces, x, v, plan.steps, plan.dt, plan.store_every, frames, advance)
+    out[:, block.first : block.first + state.shape[-1]] = frames.transpose(0, 4, 1, 3, 2)
 
 
 def _cut(initial: Trajectories, plan: _Plan, workers: int) -> list[_Block]:
     """Blocks of nearly equal size that fit the cache, a multiple of the number of workers if possible."""
     num, _, bodies, _ = initial.positions.shape
-    i, j = np.triu_indices(bodies, 1)
+    i, j = pair_indices(bodies)
     coupling = plan.system.pair_coupling(pair_state(initial, plan.system), i, j)
-    lanes = min(max(_PAIRS_PER_BLOCK // max(len(i), 1), _LANES[0]), _LANES[1])
+    pairs = _PAIRS_PER_BLOCK["accurate" if plan.accurate else "official"]
+    lanes = min(max(pairs // max(len(i), 1), _LANES[0]), _LANES[1])
     count = workers * math.ceil(num / (lanes * workers))
     edges = np.linspace(0, num, min(count, num) + 1).astype(int)
     masses = None

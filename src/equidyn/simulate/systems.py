@@ -61,13 +61,13 @@ class System:
         """
         raise NotImplementedError
 
-    def pair_coupling(self, state: dict[str, Array], i: Any, j: Any) -> Array:
+    def pair_coupling(self, state: dict[str, Array], i: NDArray[np.int_], j: NDArray[np.int_]) -> Array:
         """Coupling c of the body pairs (i, j), [S, pairs]; positive repels.
 
         Args:
             state: charges or masses [S, N], or couplings [S, N, N].
-            i: indices of the first bodies.
-            j: indices of the second bodies.
+            i: first bodies, [pairs].
+            j: second bodies, [pairs].
         """
         raise NotImplementedError
 
@@ -108,7 +108,7 @@ class Charged(System):
         rng.standard_normal(2 * frames * 3 * bodies)  # the original's noise, times zero
         return {"positions": positions, "velocities": velocities, "charges": charges}
 
-    def pair_coupling(self, state: dict[str, Array], i: Any, j: Any) -> Array:
+    def pair_coupling(self, state: dict[str, Array], i: NDArray[np.int_], j: NDArray[np.int_]) -> Array:
         """Product of the charges."""
         charges = state["charges"]
         return self.strength * (charges[:, i] * charges[:, j])
@@ -147,7 +147,7 @@ class Springs(System):
         rng.standard_normal(2 * frames * 3 * bodies)  # the original's noise, times zero
         return {"positions": positions, "velocities": velocities, "couplings": lower + lower.T}
 
-    def pair_coupling(self, state: dict[str, Array], i: Any, j: Any) -> Array:
+    def pair_coupling(self, state: dict[str, Array], i: NDArray[np.int_], j: NDArray[np.int_]) -> Array:
         """Minus the spring constants."""
         return -self.strength * state["couplings"][:, i, j]
 
@@ -191,7 +191,7 @@ class Gravity(System):
         rng.standard_normal(3 * frames * bodies * 3)  # the original's noise, times zero
         return {"positions": positions, "velocities": velocities, "masses": masses}
 
-    def pair_coupling(self, state: dict[str, Array], i: Any, j: Any) -> Array:
+    def pair_coupling(self, state: dict[str, Array], i: NDArray[np.int_], j: NDArray[np.int_]) -> Array:
         """Minus G m_i m_j."""
         masses = state["masses"]
         return -self.strength * (masses[:, i] * masses[:, j])

@@ -1,0 +1,116 @@
+"""EGNN: records of the original's three variants (`models/egnn_clean`, `n_body_system`, `qm9`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from equidyn.core.errors import InputError
+from equidyn.interop.golden import Record
+from equidyn.interop.weights import Piece, linear, load_weights, weight_gradients
+from equidyn.models.egnn import EGNN, EGNNOptions
+
+
+def _variant(record: Record) -> str:
+    name = record.meta["cls"]
+    for part, variant in (("egnn_clean", "clean"), ("n_body", "vel"), ("qm9", "qm9")):
+        if part in name:
+            return variant
+    raise InputError("variant of EGNN", where=record.path, expected="egnn_clean, n_body_system or qm9", got=name)
+
+
+def _build(record: Record, variant: str) -> EGNN:
+    given = record.options
+    attention = bool(given.get("attention", False))
+    if variant == "clean":
+        options = EGNNOptions(
+            residual=given.get("residual", True),
+            attention=attention,
+            normalize="unit" if given.get("normalize") else "none",
+            bounded=given.get("tanh", False),
+            reduce=given.get("coords_agg", "mean"),
+            clamp="none",
+        )
+    elif variant == "vel":
+        options = EGNNOptions(
+            residual=given.get("recurrent", True),
+            attention=attention,
+            normalize="plus_one" if given.get("norm_diff") else "none",
+            bounded=given.get("tanh", False),
+            clamp="message_component",
+        )
+    else:
+        node_input = given["in_node_nf"] if given.get("node_attr") else 0
+        options = EGNNOptions(residual=True, attention=attention, node_input=node_input, move=False)
+    return EGNN(
+        given["in_node_nf"],
+        given.get("in_edge_nf", 0),
+        given["hidden_nf"],
+        given["n_layers"],
+        velocity=variant == "vel",
+        readout={"clean": "node", "vel": "none", "qm9": "graph"}[variant],
+        out_dim=given.get("out_node_nf", 1),
+        layer=options,
+    ).to(record.dtype)
+
+
+def _pieces(model: EGNN, variant: str) -> list[Piece]:
+    pieces = linear("embedding_in" if variant == "clean" else "embedding", "embedding")
+    for number, layer in enumerate(model.layers):
+        theirs, ours = f"gcl_{number}", f"layers.{number}"
+        parts = ["from_receiver", "from_sender", "from_distance", *(["from_edge"] if layer.from_edge else [])]
+        pieces += linear(f"{theirs}.edge_mlp.0", *(f"{ours}.{part}" for part in parts))
+        pieces += linear(f"{theirs}.edge_mlp.2", f"{ours}.message_out")
+        pieces += linear(f"{theirs}.node_mlp.0", *(f"{ours}.node_in.{i}" for i in range(len(layer.node_in))))
+        pieces += linear(f"{theirs}.node_mlp.2", f"{ours}.node_out")
+        if layer.gate:
+            pieces += linear(f"{theirs}.att_mlp.0", f"{ours}.gate")
+        if layer.shift:
+            pieces += linear(f"{theirs}.coord_mlp.0", f"{ours}.shift.inner")
+            pieces += linear(f"{theirs}.coord_mlp.2", f"{ours}.shift.out", bias=False)
+        if layer.velocity:
+            pieces += linear(f"{theirs}.coord_mlp_vel.0", f"{ours}.velocity.0")
+            pieces += linear(f"{theirs}.coord_mlp_vel.2", f"{ours}.velocity.2")
+    if variant == "clean":
+        pieces += linear("embedding_out", "node_out")
+    if variant == "qm9":
+        for name in ("node", "graph"):
+            pieces += linear(f"{name}_dec.0", f"{name}_decoder.0") + linear(f"{name}_dec.2", f"{name}_decoder.2")
+    return pieces
+
+
+def _sample(record: Record, x: Tensor, h: Tensor, v: Tensor | None) -> Data:
+    """The record's graphs; padded slots and masked edges of the QM9 form are dropped."""
+    given = record.inputs
+    row, col = given["edge_index"]
+    edge_attr = given.get("edge_attr")
+    graph = torch.zeros(len(x), dtype=torch.long)
+    if "node_mask" in given:
+        keep = given["node_mask"].flatten() > 0
+        slots = len(x) // len(record.meta["graph_sizes"])
+        graph = (torch.arange(len(x)) // slots)[keep]
+        index = keep.cumsum(0) - 1
+        edges = given["edge_mask"].flatten() > 0
+        row, col = index[row[edges]], index[col[edges]]
+        edge_attr = None if edge_attr is None else edge_attr[edges]
+        x, h = x[keep], h[keep]
+    return Data(pos=x, x=h, vel=v, edge_index=torch.stack([col, row]), edge_attr=edge_attr, batch=graph)
+
+
+def replay(record: Record) -> dict[str, Tensor]:
+    """Every output of the record, computed by our model."""
+    variant = _variant(record)
+    model = _build(record, variant)
+    pieces = _pieces(model, variant)
+    load_weights(model, pieces, record.params)
+    inputs = {k: record.inputs[k].clone().requires_grad_() for k in ("x", "h", "v") if k in record.inputs}
+    out = model(_sample(record, inputs["x"], inputs["h"], inputs.get("v")))
+    results = {"pred": out["prediction"]} if variant == "qm9" else {"x": out["pos"], "h": out["h"]}
+    loss = sum(
+        ((results[k] - record.inputs[f"target_{k}"]) ** 2).mean() for k in results if f"target_{k}" in record.inputs
+    )
+    torch.autograd.backward(loss)
+    gradients = {f"grad_{k}": torch.zeros_like(t) if t.grad is None else t.grad for k, t in inputs.items()}
+    weights = {f"gradparam/{k}": g for k, g in weight_gradients(model, pieces).items()}
+    return results | {"loss": loss} | gradients | weights

@@ -1,0 +1,124 @@
+"""Golden records: what an original computed, replayed by our model.
+
+A record is an npz file with `meta` (JSON), `param/*`, `in/*` and `out/*`. `verify` rebuilds the system with the
+record's parameters, replays it in the record's dtype and compares every output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import equidyn.interop
+from equidyn.core.errors import InputError, unknown_name
+
+# Relative tolerances of outputs and of gradients.
+_TOLERANCES = {torch.float64: (1e-8, 1e-7), torch.float32: (1e-4, 1e-4)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A golden record in memory.
+
+    Attributes:
+        path: file it came from.
+        meta: system, case, constructor arguments of the original, dtype.
+        params: the original's parameters.
+        inputs: what it was given.
+        outputs: what it computed.
+    """
+
+    path: Path
+    meta: dict[str, Any]
+    params: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision the record was computed in."""
+        return getattr(torch, self.meta["dtype"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The original's constructor arguments."""
+        return self.meta["constructor"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Comparison of one output: relative error (of the largest entry) against its tolerance."""
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within tolerance; NaN is not."""
+        return self.error <= self.tolerance
+
+
+def read_record(path: str | Path) -> Record:
+    """Read a golden record; nothing in the file is executed.
+
+    Raises:
+        InputError: no such file, or not a golden record.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("no such file", where=path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        meta = json.loads(str(arrays.pop("meta")))
+        meta["system"], meta["dtype"]
+    except Exception as error:
+        raise InputError("unreadable golden record", where=path, got=f"{type(error).__name__}: {error}") from None
+    groups: dict[str, dict[str, Tensor]] = {"param": {}, "in": {}, "out": {}}
+    for name, array in arrays.items():
+        group, _, rest = name.partition("/")
+        if group not in groups:
+            raise InputError("array", where=path, expected="param/*, in/* or out/*", got=name)
+        if array.dtype.kind in "biuf":
+            groups[group][rest] = torch.from_numpy(np.array(array))
+    return Record(path, meta, groups["param"], groups["in"], groups["out"])
+
+
+def replayable() -> list[str]:
+    """The systems whose records can be replayed."""
+    names = [module.name for module in pkgutil.iter_modules(equidyn.interop.__path__)]
+    return [name for name in names if name not in ("golden", "weights")]
+
+
+def verify(path: str | Path) -> list[Outcome]:
+    """Replay a record and compare every output of it.
+
+    Raises:
+        InputError: unreadable record, unknown system, or a record that the system cannot be built from.
+    """
+    record = read_record(path)
+    system = record.meta["system"]
+    if system not in replayable():
+        raise unknown_name("system", system, replayable(), where=path)
+    computed = importlib.import_module(f"equidyn.interop.{system}").replay(record)
+    return [_compare(name, computed.get(name), record) for name in record.outputs]
+
+
+def _compare(name: str, ours: Tensor | None, record: Record) -> Outcome:
+    theirs = record.outputs[name]
+    output, gradient = _TOLERANCES[record.dtype]
+    tolerance = gradient if name.startswith("grad") else output
+    if ours is None or ours.numel() != theirs.numel():
+        return Outcome(name, float("nan"), tolerance)
+    difference = (ours.detach().reshape(theirs.shape) - theirs).abs().max()
+    scale = theirs.abs().max()
+    return Outcome(name, float(difference / scale) if scale > 0 else float(difference), tolerance)

@@ -1,0 +1,280 @@
+"""EGNN, the E(n) equivariant graph neural network.
+
+Satorras, Hoogeboom, Welling, "E(n) Equivariant Graph Neural Networks", ICML 2021, arXiv 2102.09844.
+
+Symmetry: E(n), any dimension n, and permutations. Positions enter through squared distances and relative vectors alone.
+
+Reads `pos [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `vel [N, 3]`, `edge_attr [E, A]`, `batch [N]`; node
+and edge fields may carry a leading batch axis beside one shared `edge_index`. Gives `pos` (the moved points, in the
+unit of the input), `h` (node features) and, with a graph readout, `prediction [B]`.
+
+Differences from the original: clamping acts on the norm of the summed shift, not on its components, which would break
+rotation equivariance (the original's clamps are options); coincident points have finite gradients; inputs are never
+written to; molecules are ragged graphs instead of padded slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from equidyn.core.catalogue import Citation, Entry, backbone
+from equidyn.core.errors import InputError
+from equidyn.ops.edges import EdgeCache, Edges
+from equidyn.ops.linear import Linear, split_linear
+
+Clamp = Literal["none", "norm", "component", "message_component"]
+
+
+@dataclass(frozen=True)
+class EGNNOptions:
+    """What varies between the published forms of the layer.
+
+    Attributes:
+        residual: add the node update to h instead of replacing h.
+        attention: weight each message by a learned gate (equation 8 with e_ij).
+        normalize: relative vectors as they are, divided by their length, or by their length plus one.
+        bounded: tanh on the coordinate weights.
+        reduce: shifts are the mean or the sum over neighbours.
+        clamp: bound of 100 on the shift: its norm (equivariant), its components, the components of every summand,
+            or no bound. The component forms are the originals'.
+        shift_bias: bias on the coordinate weight; with it the weight starts at the default scale instead of near zero.
+        distance: squared distances as input of the messages, or the constant 1 (`norm` of the EGNO code).
+        activation: "silu", or "tanh" with inner layers four times as wide (`flat` of the EGNO code).
+        node_input: give the node update the input features x again (`node_attr` of the QM9 code).
+        move: update the positions (the QM9 form does not).
+    """
+
+    residual: bool = True
+    attention: bool = False
+    normalize: Literal["none", "unit", "plus_one"] = "none"
+    bounded: bool = False
+    reduce: Literal["mean", "sum"] = "mean"
+    clamp: Clamp = "norm"
+    shift_bias: bool = False
+    distance: Literal["squared", "one"] = "squared"
+    activation: Literal["silu", "tanh"] = "silu"
+    node_input: int = 0
+    move: bool = True
+
+
+def _activation(name: str) -> nn.Module:
+    return nn.SiLU() if name == "silu" else nn.Tanh()
+
+
+def _length(r: Tensor) -> Tensor:
+    """|r| [E, 1] with a zero gradient instead of NaN at r = 0."""
+    q = r.square().sum(-1, keepdim=True)
+    safe = torch.where(q > 0, q, 1.0)
+    return torch.where(q > 0, safe.sqrt(), 0.0)
+
+
+class _ShiftNet(nn.Module):
+    """The coordinate weight phi_x: one number per message (equation 4)."""
+
+    def __init__(self, hidden_dim: int, inner: int, options: EGNNOptions) -> None:
+        super().__init__()
+        self.inner = Linear(hidden_dim, inner)
+        self.act = _activation(options.activation)
+        self.out = Linear(inner, 1, bias=options.shift_bias)
+        self.bounded = options.bounded
+        if not options.shift_bias:
+            nn.init.xavier_uniform_(self.out.weight, gain=0.001)
+
+    def forward(self, m: Tensor) -> Tensor:
+        g = self.out(self.act(self.inner(m)))
+        return g.tanh() if self.bounded else g
+
+
+@backbone("egnn")
+class EGNNLayer(nn.Module):
+    """One layer: messages, shifts of the positions, update of the features (equations 3 to 7 of the paper).
+
+    Args:
+        hidden_dim: H, width of the node features.
+        edge_dim: A, number of edge scalars.
+        velocity: add phi_v(h_i) v_i to the shift (equation 7).
+        update_features: compute new node features; a last layer whose features nobody reads can do without.
+        options: the published variants.
+    """
+
+    Options = EGNNOptions
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        edge_dim: int = 0,
+        *,
+        velocity: bool = True,
+        update_features: bool = True,
+        options: EGNNOptions = EGNNOptions(),
+    ) -> None:
+        super().__init__()
+        self.options = options
+        inner = 4 * hidden_dim if options.activation == "tanh" else hidden_dim
+        self.act = _activation(options.activation)
+        # phi_e on [h_i ++ h_j ++ |r_ij|^2 ++ a_ij]; the two node parts are applied per node.
+        parts = split_linear((hidden_dim, hidden_dim, 1, *([edge_dim] if edge_dim else [])), inner)
+        self.from_receiver, self.from_sender, self.from_distance = parts[:3]
+        self.from_edge = parts[3] if edge_dim else None
+        self.message_out = Linear(inner, hidden_dim)
+        self.gate = Linear(hidden_dim, 1) if options.attention else None
+        self.shift = _ShiftNet(hidden_dim, inner, options) if options.move else None
+        self.velocity = (
+            nn.Sequential(Linear(hidden_dim, inner), self.act, Linear(inner, 1)) if velocity and options.move else None
+        )
+        # phi_h on [h_i ++ sum m_ij (++ x_i)].
+        if update_features:
+            widths = (hidden_dim, hidden_dim, *([options.node_input] if options.node_input else []))
+            self.node_in = nn.ModuleList(split_linear(widths, inner))
+            self.node_out = Linear(inner, hidden_dim)
+        self.update_features = update_features
+
+    def messages(self, h: Tensor, r: Tensor, edges: Edges, edge_attr: Tensor | None) -> Tensor:
+        """m_ij for every edge [E, H] (equation 3)."""
+        q = r.square().sum(-1, keepdim=True)
+        if self.options.distance == "one":
+            q = torch.ones_like(q)
+        a = edges.from_receivers(self.from_receiver(h)) + edges.from_senders(self.from_sender(h))
+        a = a + self.from_distance(q)
+        if self.from_edge is not None and edge_attr is not None:
+            shared = self.from_edge(edge_attr)  # one row per edge of a single copy of the graph
+            a = (a.view(-1, *shared.shape) + shared).view(a.shape)
+        m = self.act(self.message_out(self.act(a)))
+        return m if self.gate is None else m * self.gate(m).sigmoid()
+
+    def _moved(self, h: Tensor, x: Tensor, v: Tensor | None, r: Tensor, m: Tensor, edges: Edges) -> Tensor:
+        """x_i + phi_v(h_i) v_i + C sum_j r_ij phi_x(m_ij) (equations 4 and 7)."""
+        assert self.shift is not None
+        if self.options.normalize == "unit":
+            r = r / (_length(r).detach() + 1e-8)
+        elif self.options.normalize == "plus_one":
+            r = r / (_length(r) + 1)
+        t = r * self.shift(m)
+        if self.options.clamp == "message_component":
+            t = t.clamp(-100, 100)
+        f = edges.mean(t) if self.options.reduce == "mean" else edges.sum(t)
+        if self.options.clamp == "component":
+            f = f.clamp(-100, 100)
+        elif self.options.clamp == "norm":
+            f = f * (100 / _length(f).clamp(min=100))
+        moved = x + f
+        return moved if v is None or self.velocity is None else moved + self.velocity(h) * v
+
+    def forward(
+        self, h: Tensor, x: Tensor, v: Tensor | None, edges: Edges, edge_attr: Tensor | None, x0: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Apply the layer.
+
+        Args:
+            h: [R, H] node features.
+            x: [R, n] positions.
+            v: [R, n] velocities, or None.
+            edges: of the R nodes.
+            edge_attr: [E, A]; the edges may be several copies of these E.
+            x0: [R, F] input features, for `node_input`.
+
+        Returns:
+            New h and x, and v as it came.
+        """
+        r = edges.from_receivers(x) - edges.from_senders(x)
+        m = self.messages(h, r, edges, edge_attr)
+        moved = self._moved(h, x, v, r, m, edges) if self.options.move else x
+        if not self.update_features:
+            return h, moved, v
+        parts = [h, edges.sum(m), x0]
+        a = sum(net(part) for net, part in zip(self.node_in, parts, strict=False))
+        update = self.node_out(self.act(a))
+        return (h + update if self.options.residual else update), moved, v
+
+
+class EGNN(nn.Module):
+    """The network: embedding, layers, and optionally a readout.
+
+    Args:
+        node_dim: F, scalar features per node.
+        edge_dim: A, scalar features per edge.
+        hidden_dim: H.
+        num_layers: L.
+        velocity: read `vel` and let it move the points.
+        readout: "none" returns the last features, "node" maps them linearly to `out_dim`, "graph" gives one number
+            per graph through the QM9 decoder.
+        out_dim: width of the "node" readout.
+        layer: the published variants of the layer.
+
+    Raises:
+        InputError: a field of the sample is missing or has the wrong width.
+    """
+
+    def __init__(
+        self,
+        node_dim: int,
+        edge_dim: int = 0,
+        hidden_dim: int = 64,
+        num_layers: int = 4,
+        *,
+        velocity: bool = True,
+        readout: Literal["none", "node", "graph"] = "none",
+        out_dim: int = 1,
+        layer: EGNNOptions = EGNNOptions(),
+    ) -> None:
+        super().__init__()
+        self.embedding = Linear(node_dim, hidden_dim)
+        self.layers = nn.ModuleList(
+            EGNNLayer(hidden_dim, edge_dim, velocity=velocity, options=layer) for _ in range(num_layers)
+        )
+        self.readout = readout
+        if readout == "node":
+            self.node_out = Linear(hidden_dim, out_dim)
+        elif readout == "graph":
+            mlp = lambda out: nn.Sequential(Linear(hidden_dim, hidden_dim), nn.SiLU(), Linear(hidden_dim, out))  # noqa: E731
+            self.node_decoder, self.graph_decoder = mlp(hidden_dim), mlp(1)
+        self._edges = EdgeCache()
+
+    def forward(self, sample: Data) -> dict[str, Tensor]:
+        """Move the points and update the features (module docstring for shapes)."""
+        pos, features = sample.pos, sample.x
+        if features.shape[-1] != self.embedding.in_features:
+            raise InputError("node features", where="x", expected=self.embedding.in_features, got=features.shape[-1])
+        edges = self._edges(sample.edge_index, pos.shape[-2], pos.dtype, copies=pos[..., 0, 0].numel())
+        rows = lambda t: None if t is None else t.flatten(0, -2)  # noqa: E731
+        x, x0, v = rows(pos), rows(features), rows(sample.get("vel"))
+        h = self.embedding(x0)
+        for layer in self.layers:
+            h, x, v = layer(h, x, v, edges, rows(sample.get("edge_attr")), x0)
+        if self.readout == "graph":
+            return {"prediction": self._per_graph(h, sample)}
+        if self.readout == "node":
+            h = self.node_out(h)
+        return {"pos": x.view(pos.shape), "h": h.view(*pos.shape[:-1], -1)}
+
+    def _per_graph(self, h: Tensor, sample: Data) -> Tensor:
+        h = self.node_decoder(h)
+        if sample.pos.dim() == 3:
+            graphs = h.view(*sample.pos.shape[:2], -1).sum(1)
+        else:
+            batch = sample.batch if sample.get("batch") is not None else h.new_zeros(len(h), dtype=torch.long)
+            graphs = h.new_zeros(int(batch[-1]) + 1, h.shape[1]).index_add(0, batch, h)
+        return self.graph_decoder(graphs).squeeze(-1)
+
+
+ENTRY = Entry(
+    name="egnn",
+    title="E(n) Equivariant Graph Neural Network",
+    model=EGNN,
+    citation=Citation(
+        key="satorras2021egnn",
+        authors="Satorras, Victor Garcia and Hoogeboom, Emiel and Welling, Max",
+        title="E(n) Equivariant Graph Neural Networks",
+        venue="International Conference on Machine Learning",
+        year=2021,
+        arxiv="2102.09844",
+    ),
+    symmetry="E(n)",
+    needs=("pos", "x", "edge_index"),
+    gives=("pos", "h", "prediction"),
+)

@@ -1,0 +1,263 @@
+"""EGNO, the equivariant graph neural operator: from one state to a whole future trajectory in one pass.
+
+Xu, Han, Lou, Kossaifi, Ramanathan, Azizzadenesheli, Leskovec, Ermon, Anandkumar, "Equivariant Graph Neural Operator for
+Modeling 3D Dynamics", ICML 2024, arXiv 2401.11037.
+
+Symmetry: rotations, reflections, translations and permutations of the nodes.
+
+Reads `pos [N, 3]`, `vel [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `edge_attr [E, A]`, `batch [N]` and
+`times [1, P]` (in the unit in which `vel` counts time); node and edge fields may carry a leading batch axis beside one
+shared `edge_index`. Gives `trajectory [N, P, 3]` and `trajectory_vel [N, P, 3]` at those times, in the units of `pos`
+and `vel`, and on request the features `h [N, P, H]`.
+
+The network alternates two operators on functions of time: a temporal convolution of each node's own trajectory, and a
+spatial layer (any backbone) that lets the nodes interact, separately at each time. Both are equivariant, so their
+composition is.
+
+Differences from the original: time points are physical times and any of them inside the window can be asked for (the
+convolution integrates over the anchor times alone, so an answer does not depend on what else is asked); the graph is
+not copied in memory per time point beyond its indices; float64 works; a prediction does not depend on the rest of the
+batch. `motion="newton"` is ours: the layers give accelerations along the trajectory, which are integrated twice in time
+(a Picard iteration), in place of the learned mixing of positions and velocities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from equidyn.core.catalogue import BACKBONES, Citation, Entry
+from equidyn.core.errors import InputError, unknown_name
+from equidyn.ops.edges import EdgeCache, Edges
+from equidyn.ops.linear import Linear, linear
+from equidyn.ops.temporal import Basis, TemporalConv
+from equidyn.ops.time import DoubleIntegral, sinusoidal_embedding
+
+PAPER_LAYER = {"residual": False, "shift_bias": True}
+"""Options of the EGNN backbone as the EGNO paper uses it."""
+
+
+class _Rows:
+    """A sample with its graphs and nodes flattened to R rows, and the way back."""
+
+    def __init__(self, sample: Data) -> None:
+        pos = sample.pos
+        self.shape = pos.shape[:-1]  # [N], or [B, N] where the graphs share one topology
+        self.copies = self.shape[0] if pos.dim() == 3 else 1
+        self.pos, self.vel, self.x = (t.flatten(0, -2) for t in (pos, sample.vel, sample.x))
+        edge_attr = sample.get("edge_attr")
+        self.edge_attr = None if edge_attr is None else edge_attr.flatten(0, -2)
+        self.edge_index, self.num_nodes = sample.edge_index, pos.shape[-2]
+        self.graph, self.given_centre = sample.get("batch"), sample.get("centre")
+
+    def of_graphs(self, value: Tensor) -> Tensor:
+        """Values per graph [B or 1, Q] as values per row [Q, R]."""
+        if self.graph is not None and len(value) > 1:
+            return value[self.graph].T
+        rows = value.repeat_interleave(self.num_nodes, 0) if len(value) > 1 else value
+        return rows.T.expand(-1, len(self.pos))
+
+    def centre(self) -> Tensor:
+        """Mean position of each row's graph, unless the sample names another reference point [R, 3]."""
+        if self.given_centre is not None:
+            return self.given_centre.flatten(0, -2)
+        if self.graph is None:
+            mean = self.pos.view(self.copies, self.num_nodes, -1).mean(1)
+            return mean.repeat_interleave(self.num_nodes, 0)
+        count = torch.bincount(self.graph).clamp(min=1).to(self.pos)[:, None]
+        return (self.pos.new_zeros(len(count), 3).index_add(0, self.graph, self.pos) / count)[self.graph]
+
+    def unflatten(self, value: Tensor) -> Tensor:
+        """[P, R, C] to [N, P, C] or [B, N, P, C]."""
+        return value.unflatten(1, self.shape).movedim(0, -2)
+
+
+class EGNO(nn.Module):
+    """The operator.
+
+    Args:
+        node_dim: F, scalar features per node.
+        edge_dim: A, scalar features per edge.
+        hidden_dim: H.
+        num_layers: L.
+        times: the P equidistant times predicted when a sample names none; the last one closes the window. In the
+            "learned" motion they are also the anchors of the temporal convolution.
+        num_modes: M of the temporal convolutions; 0 leaves them out (EGNN-S: time slices do not see each other).
+        motion: "learned" as in the paper, or "newton": accelerations integrated twice (module docstring).
+        num_nodes: collocation points in time of the "newton" motion.
+        backbone: name of the spatial layer, see `equidyn.core.catalogue.BACKBONES`.
+        options: options of the backbone; None for the paper's.
+        basis: of the temporal convolutions.
+        time_dim: width of the time embedding.
+        features: also return `h`; without, the last layer computes none.
+
+    Raises:
+        InputError: times that are not equidistant, an unknown backbone, a sample that does not fit.
+    """
+
+    def __init__(
+        self,
+        node_dim: int,
+        edge_dim: int = 0,
+        hidden_dim: int = 64,
+        num_layers: int = 4,
+        *,
+        times: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0),
+        num_modes: int = 2,
+        motion: Literal["learned", "newton"] = "learned",
+        num_nodes: int = 6,
+        backbone: str = "egnn",
+        options: dict[str, Any] | None = None,
+        basis: Basis = "fourier",
+        time_dim: int = 32,
+        features: bool = False,
+    ) -> None:
+        super().__init__()
+        if backbone not in BACKBONES:
+            raise unknown_name("backbone", backbone, BACKBONES)
+        self.times = _equidistant(times)
+        self.spacing = self.times[-1] - self.times[-2] if len(times) > 1 else self.times[0]
+        self.motion, self.time_dim, self.features = motion, time_dim, features
+        num_points = len(times) if motion == "learned" else num_nodes
+        convolve = range(num_layers if num_modes else 0)
+        self.embedding = Linear(node_dim + time_dim, hidden_dim)
+        self.time_convs = nn.ModuleList(
+            TemporalConv(hidden_dim, num_points, num_modes, basis=basis, scale=hidden_dim**-2) for _ in convolve
+        )
+        # Positions and velocities are two channels of vectors, mixed over time as the scalars are (equation 8).
+        self.motion_convs = nn.ModuleList(
+            TemporalConv(2, num_points, num_modes, basis=basis) for _ in convolve if motion == "learned"
+        )
+        layer = BACKBONES[backbone]
+        layer_options = layer.Options(**(PAPER_LAYER if options is None else options))
+        self.layers = nn.ModuleList(
+            layer(
+                hidden_dim,
+                edge_dim,
+                velocity=motion == "learned",
+                update_features=features or number < num_layers - 1,
+                options=layer_options,
+            )
+            for number in range(num_layers)
+        )
+        if motion == "newton":
+            self.integral = DoubleIntegral(num_nodes, self.times[-1])
+        self._edges = EdgeCache()
+
+    def forward(self, sample: Data) -> dict[str, Tensor]:
+        """Predict the trajectory of a sample (module docstring for fields and shapes).
+
+        Raises:
+            InputError: `x` of another width, or times outside the window.
+        """
+        width = self.embedding.in_features - self.time_dim
+        if sample.x.shape[-1] != width:
+            raise InputError("node features", where="field x", expected=f"[N, {width}]", got=tuple(sample.x.shape))
+        rows = _Rows(sample)
+        times = self._requested(sample.get("times"))
+        x, v, h = (self._learned if self.motion == "learned" else self._newton)(rows, times)
+        out = {"trajectory": rows.unflatten(x), "trajectory_vel": rows.unflatten(v)}
+        return out | {"h": rows.unflatten(h)} if self.features else out
+
+    def _requested(self, times: Tensor | None) -> Tensor | None:
+        """The times a sample asks for [B or 1, Q], or None where they are the model's own."""
+        own = torch.tensor([self.times], dtype=torch.float64)
+        if times is None:
+            return None
+        times = times.double().view(-1, times.shape[-1])
+        if times.shape[1] == own.shape[1] and torch.allclose(times.cpu(), own, rtol=1e-6, atol=0.0):
+            return None
+        low, high = float(times.min()), float(times.max())
+        if low < 0 or high > self.times[-1] * (1 + 1e-6):
+            expected = f"between 0 and {self.times[-1]:g}"
+            raise InputError(
+                "time outside the window", where="field times", expected=expected, got=f"{low:g} to {high:g}"
+            )
+        return times
+
+    def _embed(self, x: Tensor, points: Tensor) -> Tensor:
+        """Lift [R, F] features to functions of time [P, R, H]; points [P, R or 1] are real-valued time indices."""
+        time = sinusoidal_embedding(points, self.time_dim).to(x.dtype)
+        weight, bias = self.embedding.weight, self.embedding.bias
+        features = linear(x, weight[:, : x.shape[-1]])
+        return features + linear(time, weight[:, x.shape[-1] :], bias)
+
+    def _layer(self, number: int, h: Tensor, x: Tensor, v: Tensor | None, edges: Edges, rows: _Rows):
+        """Apply one spatial layer to all times at once; the time slices do not see each other."""
+        flat = (t if t is None else t.flatten(0, 1) for t in (h, x, v))
+        out = self.layers[number](*flat, edges, rows.edge_attr)
+        return tuple(t if t is None else t.view(*x.shape[:2], -1) for t in out)
+
+    def _learned(self, rows: _Rows, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The paper's operator: x, v, h at the model's times, or at the requested ones, [P, R, C] each."""
+        own = len(self.times)
+        points = torch.arange(own, dtype=torch.float64, device=rows.pos.device)[:, None]
+        asked = None
+        if times is not None:  # further slices beside the anchors, which read from the anchors and never write to them
+            asked = rows.of_graphs((times - self.times[0]) / self.spacing)
+            points = torch.cat([points.expand(-1, asked.shape[1]), asked])
+            asked = asked.to(rows.pos.dtype)
+        h = self._embed(rows.x, points)
+        x, v = (t.expand(len(points), -1, -1) for t in (rows.pos, rows.vel))
+        centre = rows.centre()
+        edges = self._edges(rows.edge_index, rows.num_nodes, x.dtype, len(points) * rows.copies)
+        for number in range(len(self.layers)):
+            if len(self.time_convs):
+                h = h + F.leaky_relu(self.time_convs[number](h[:own], asked))
+                z = torch.stack([x - centre, v], dim=-1)
+                z = z + self.motion_convs[number](z[:own], asked)
+                x, v = z[..., 0] + centre, z[..., 1]
+            h, x, v = self._layer(number, h, x, v, edges, rows)
+        keep = slice(None) if times is None else slice(own, None)
+        return x[keep], v[keep], h[keep]
+
+    def _newton(self, rows: _Rows, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Picard iteration: accelerations along the current trajectory, integrated twice, give the next one."""
+        num = len(self.integral.nodes)
+        points = torch.arange(num, dtype=torch.float64, device=rows.pos.device)[:, None]
+        h = self._embed(rows.x, points)
+        force = torch.zeros_like(rows.pos).expand(num, -1, -1)
+        edges = self._edges(rows.edge_index, rows.num_nodes, h.dtype, num * rows.copies)
+        for number in range(len(self.layers)):
+            x, _ = self.integral(rows.pos, rows.vel, force)
+            if len(self.time_convs):
+                h = h + F.leaky_relu(self.time_convs[number](h))
+            h, moved, _ = self._layer(number, h, x, None, edges, rows)
+            force = moved - x
+        if times is None:
+            times = torch.tensor([self.times], dtype=torch.float64, device=rows.pos.device)
+        x, v = self.integral(rows.pos, rows.vel, force, rows.of_graphs(times))
+        return x, v, h
+
+
+def _equidistant(times: Sequence[float]) -> tuple[float, ...]:
+    steps = [b - a for a, b in zip(times[:-1], times[1:], strict=True)]
+    if not times or times[0] <= 0 or (steps and not all(abs(s - steps[0]) < 1e-6 * times[-1] and s > 0 for s in steps)):
+        raise InputError("anchor times", where="times", expected="positive, rising, equidistant", got=list(times))
+    return tuple(times)
+
+
+ENTRY = Entry(
+    name="egno",
+    title="Equivariant Graph Neural Operator",
+    model=EGNO,
+    citation=Citation(
+        key="xu2024egno",
+        authors=(
+            "Xu, Minkai and Han, Jiaqi and Lou, Aaron and Kossaifi, Jean and Ramanathan, Arvind and "
+            "Azizzadenesheli, Kamyar and Leskovec, Jure and Ermon, Stefano and Anandkumar, Anima"
+        ),
+        title="Equivariant Graph Neural Operator for Modeling 3D Dynamics",
+        venue="International Conference on Machine Learning",
+        year=2024,
+        arxiv="2401.11037",
+    ),
+    symmetry="E(3)",
+    needs=("pos", "vel", "x", "edge_index"),
+    gives=("trajectory", "trajectory_vel", "h"),
+)
