@@ -57,6 +57,21 @@ def test_reproduces_float64_records(kind, bodies):
     np.testing.assert_allclose(ours.velocities[0], velocities, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("kind", "bodies"), [("charged", 5), ("springs", 5), ("gravity", 12)])
+def test_takes_as_many_numbers_as_the_original_generator(kind, bodies):
+    """Else the second trajectory of a data set would differ."""
+    ours, original = np.random.RandomState(7), np.random.RandomState(7)
+    frames = 8 if kind == "gravity" else 7
+    get_system(kind).draw(ours, bodies, frames)
+    with np.load(GOLDEN / "segnn_nbody_sim.npz") as archive:
+        for name in sorted(name for name in archive.files if name.startswith(f"in/{kind}/draw")):
+            shape = archive[name].shape
+            drawn = original.randn(*shape) if name.endswith("randn") else original.random_sample(shape)
+            if name.endswith("randn"):
+                assert np.array_equal(drawn, archive[name])
+    assert ours.randn() == original.randn()
+
+
 def reference_loop(seed, num, bodies, steps, store_every, dt=1e-3):
     """The published algorithm for charges, one trajectory after the other, in plain NumPy."""
     rng = np.random.RandomState(seed)
@@ -140,6 +155,39 @@ def test_accurate_mode_follows_a_known_orbit():
     np.testing.assert_allclose(potential_energy(orbit), -1.0, atol=1e-10)
 
 
+@pytest.mark.parametrize("start_near", [False, True])
+def test_accurate_mode_resolves_close_encounters(start_near):
+    """A Kepler orbit of eccentricity 0.999 (closest approach 0.001) is at its far end after each period."""
+    near, far = 0.001, 1.999  # of the relative motion, with G m = 2 and semi-major axis 1
+    distance, other = (near, far) if start_near else (far, near)
+    speed = np.sqrt(2 * other / distance)
+    x = np.array([[[[distance / 2, 0, 0], [-distance / 2, 0, 0]]]])
+    v = np.array([[[[0, speed / 2, 0], [0, -speed / 2, 0]]]])
+    meta = {"kind": "gravity", "constants": {"softening": 0.0}}
+    start = Trajectories(x, v, np.zeros(1), masses=np.ones((1, 2)), meta=meta)
+    half_period = np.pi / np.sqrt(2)
+    orbit = continue_from(start, steps=6, dt=half_period, store_every=1, accurate=True)
+    at_far_end = orbit.positions[0, 1::2, 0] if start_near else orbit.positions[0, ::2, 0]
+    expected = np.zeros_like(at_far_end)
+    expected[:, 0] = -far / 2 if start_near else far / 2
+    np.testing.assert_allclose(at_far_end, expected, atol=1e-6)
+
+
+def test_official_distances_are_expanded_and_accurate_ones_are_not():
+    """Two charges close together and far from the origin: a² + b² - 2ab loses digits that Σ (a - b)² keeps."""
+    x = np.array([[[[1000.0, 0, 0], [1000.0 + 2e-5, 0, 0]]]])
+    meta = {"kind": "charged", "constants": {"strength": 1e-10}}
+    start = Trajectories(x, np.zeros_like(x), np.zeros(1), charges=np.ones((1, 2)), meta=meta)
+    gap = x[0, 0, 1, 0] - x[0, 0, 0, 0]
+    expanded = x[0, 0, 0, 0] ** 2 + x[0, 0, 1, 0] ** 2 - 2 * x[0, 0, 0, 0] * x[0, 0, 1, 0]
+    assert abs(expanded / gap**2 - 1) > 0.01
+    dt = 1e-6
+    kicked = continue_from(start, steps=2, dt=dt, store_every=1).velocities[0, 0, 1, 0]
+    np.testing.assert_allclose(kicked, dt * 1e-10 * gap / expanded**1.5, rtol=1e-9)
+    true = continue_from(start, steps=1, dt=dt, store_every=1, accurate=True).velocities[0, 1, 1, 0]
+    np.testing.assert_allclose(true, dt * 1e-10 / gap**2, rtol=1e-3)
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_accurate_and_official_modes_follow_the_same_motion(kind):
     """Same draws, same forces: the official integrator comes close to the accurate one as its step shrinks."""
@@ -184,6 +232,15 @@ def test_continue_from_a_frame_is_the_same_trajectory():
         first = 0 if kind == "gravity" else 1  # velocity Verlet stores its initial state
         part = whole.positions[:, 3 + first : 9]
         np.testing.assert_allclose(rest.positions[:, : part.shape[1]], part, rtol=0, atol=1e-11)
+
+
+def test_drift_is_that_of_each_trajectory():
+    made = simulate("gravity", 205, bodies=3, steps=200, store_every=100, seed=12)
+    total = kinetic_energy(made) + potential_energy(made)
+    strayed = drift(made)
+    expected = np.abs(total[:, 1] - total[:, 0]) / (kinetic_energy(made) - potential_energy(made))[:, 0]
+    np.testing.assert_allclose(strayed.energy, expected, rtol=1e-9, atol=1e-15)
+    assert strayed.momentum.shape == (205,)
 
 
 def test_one_particle_moves_straight():

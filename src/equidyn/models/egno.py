@@ -160,10 +160,15 @@ class EGNO(nn.Module):
             raise InputError("node features", where="field x", expected=f"[N, {width}]", got=tuple(sample.x.shape))
         rows = _Rows(sample)
         times = self._requested(sample.get("times"))
-        x, v, h = (self._learned if self.motion == "learned" else self._newton)(rows, times)
+        slices = len(self.integral.nodes) if self.motion == "newton" else len(self.times)
+        if times is not None and self.motion == "learned":
+            slices += times.shape[1]
+        edges = self._edges(rows.edge_index, rows.num_nodes, rows.pos.dtype, slices * rows.copies)
+        x, v, h = (self._learned if self.motion == "learned" else self._newton)(rows, edges, times)
         out = {"trajectory": rows.unflatten(x), "trajectory_vel": rows.unflatten(v)}
         return out | {"h": rows.unflatten(h)} if self.features else out
 
+    @torch.compiler.disable
     def _requested(self, times: Tensor | None) -> Tensor | None:
         """The times a sample asks for [B or 1, Q], or None where they are the model's own."""
         own = torch.tensor([self.times], dtype=torch.float64)
@@ -193,7 +198,7 @@ class EGNO(nn.Module):
         out = self.layers[number](*flat, edges, rows.edge_attr)
         return tuple(t if t is None else t.view(*x.shape[:2], -1) for t in out)
 
-    def _learned(self, rows: _Rows, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _learned(self, rows: _Rows, edges: Edges, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The paper's operator: x, v, h at the model's times, or at the requested ones, [P, R, C] each."""
         own = len(self.times)
         points = torch.arange(own, dtype=torch.float64, device=rows.pos.device)[:, None]
@@ -205,7 +210,6 @@ class EGNO(nn.Module):
         h = self._embed(rows.x, points)
         x, v = (t.expand(len(points), -1, -1) for t in (rows.pos, rows.vel))
         centre = rows.centre()
-        edges = self._edges(rows.edge_index, rows.num_nodes, x.dtype, len(points) * rows.copies)
         for number in range(len(self.layers)):
             if len(self.time_convs):
                 h = h + F.leaky_relu(self.time_convs[number](h[:own], asked))
@@ -216,13 +220,12 @@ class EGNO(nn.Module):
         keep = slice(None) if times is None else slice(own, None)
         return x[keep], v[keep], h[keep]
 
-    def _newton(self, rows: _Rows, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _newton(self, rows: _Rows, edges: Edges, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Picard iteration: accelerations along the current trajectory, integrated twice, give the next one."""
         num = len(self.integral.nodes)
         points = torch.arange(num, dtype=torch.float64, device=rows.pos.device)[:, None]
         h = self._embed(rows.x, points)
         force = torch.zeros_like(rows.pos).expand(num, -1, -1)
-        edges = self._edges(rows.edge_index, rows.num_nodes, h.dtype, num * rows.copies)
         for number in range(len(self.layers)):
             x, _ = self.integral(rows.pos, rows.vel, force)
             if len(self.time_convs):

@@ -8,7 +8,7 @@ complete graphs and ragged ones alike, and can be differentiated any number of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,30 +28,48 @@ class Ends(NamedTuple):
     offsets: Tensor
 
 
-class _Send(torch.autograd.Function):
-    """Nodes to edges: out[e] = h[node[e]]."""
-
-    @staticmethod
-    def forward(ctx, h: Tensor, ends: Ends) -> Tensor:
-        ctx.ends = ends
-        return h.index_select(0, ends.node)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _Sum.apply(grad, ctx.ends), None
+# Opaque operators, so that torch.compile keeps the kernels and fuses what lies between them.
+_library = torch.library.Library("equidyn", "FRAGMENT")
+_library.define("send(Tensor h, Tensor node, Tensor order, Tensor offsets) -> Tensor")
+_library.define("collect(Tensor m, Tensor node, Tensor order, Tensor offsets) -> Tensor")
 
 
-class _Sum(torch.autograd.Function):
-    """Edges to nodes: out[n] = sum of m[e] over the edges with node[e] = n."""
+def _send(h: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    return h.index_select(0, node)
 
-    @staticmethod
-    def forward(ctx, m: Tensor, ends: Ends) -> Tensor:
-        ctx.ends = ends
-        return torch.embedding_bag(m.contiguous(), ends.order, ends.offsets, mode=0)[0]
 
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _Send.apply(grad, ctx.ends), None
+def _collect(m: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    return torch.embedding_bag(m.contiguous(), order, offsets, mode=0)[0]
+
+
+_library.impl("send", _send, "CompositeExplicitAutograd")
+_library.impl("collect", _collect, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("equidyn::send")
+def _(h: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    return h.new_empty(len(node), h.shape[1])
+
+
+@torch.library.register_fake("equidyn::collect")
+def _(m: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    return m.new_empty(len(offsets), m.shape[1])
+
+
+def _keep_ends(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _send_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return torch.ops.equidyn.collect(grad, *ctx.saved_tensors), None, None, None
+
+
+def _collect_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return torch.ops.equidyn.send(grad, *ctx.saved_tensors), None, None, None
+
+
+torch.library.register_autograd("equidyn::send", _send_backward, setup_context=_keep_ends)
+torch.library.register_autograd("equidyn::collect", _collect_backward, setup_context=_keep_ends)
 
 
 def _ends(node: Tensor, num_nodes: int) -> Ends:
@@ -91,15 +109,15 @@ class Edges:
 
     def from_receivers(self, h: Tensor) -> Tensor:
         """h_i for every edge (i, j): [N, C] to [E, C]."""
-        return _Send.apply(h, self.receivers)
+        return torch.ops.equidyn.send(h, *self.receivers)
 
     def from_senders(self, h: Tensor) -> Tensor:
         """h_j for every edge (i, j): [N, C] to [E, C]."""
-        return _Send.apply(h, self.senders)
+        return torch.ops.equidyn.send(h, *self.senders)
 
     def sum(self, m: Tensor) -> Tensor:
         """Sum of the messages that arrive at each node: [E, C] to [N, C]."""
-        return _Sum.apply(m, self.receivers)
+        return torch.ops.equidyn.collect(m, *self.receivers)
 
     def mean(self, m: Tensor) -> Tensor:
         """Mean of the messages that arrive at each node, zero where none does: [E, C] to [N, C]."""
@@ -112,6 +130,7 @@ class EdgeCache:
     def __init__(self) -> None:
         self._last: tuple[Tensor, tuple, Edges] | None = None
 
+    @torch.compiler.disable
     def __call__(self, edge_index: Tensor, num_nodes: int, dtype: torch.dtype, copies: int) -> Edges:
         """The edges of `Edges.build` for the same arguments."""
         rest = (num_nodes, dtype, copies, edge_index.device)

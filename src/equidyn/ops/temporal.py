@@ -33,14 +33,14 @@ def _angles(points: Tensor, num_points: int, num_modes: int, basis: Basis) -> Te
     return (points[..., None] + 0.5) * mode * (math.pi / num_points)  # DCT: mirrored at both ends instead
 
 
-def analysis(num_points: int, num_modes: int, basis: Basis, like: Tensor) -> Tensor:
-    """The matrix that expands values at the anchors 0 .. P-1 in modes.
+def analysis(num_points: int, num_modes: int, basis: Basis) -> Tensor:
+    """The matrix that expands values at the anchors 0 .. P-1 in modes, float64.
 
     Returns:
-        Fourier: [2, M, P], real and imaginary parts of the discrete Fourier transform. Cosine: [1, M, P].
+        Fourier: [2 M, P], first the real parts of the discrete Fourier transform, then the imaginary. Cosine: [M, P].
     """
-    angle = _angles(torch.arange(num_points, dtype=like.dtype, device=like.device), num_points, num_modes, basis).T
-    return torch.stack([angle.cos(), -angle.sin()]) if basis == "fourier" else angle.cos()[None]
+    angle = _angles(torch.arange(num_points, dtype=torch.float64), num_points, num_modes, basis).T
+    return torch.cat([angle.cos(), -angle.sin()]) if basis == "fourier" else angle.cos()
 
 
 def synthesis(points: Tensor, num_points: int, num_modes: int, basis: Basis) -> Tensor:
@@ -50,18 +50,18 @@ def synthesis(points: Tensor, num_points: int, num_modes: int, basis: Basis) -> 
         points: [...] times as real-valued anchor indices (0 is the first anchor, P-1 the last).
 
     Returns:
-        Fourier: [..., 2, M]; cosine: [..., 1, M].
+        Fourier: [..., 2 M]; cosine: [..., M]; modes in the order of `analysis`.
     """
     angle = _angles(points, num_points, num_modes, basis)
     weight = points.new_full((num_modes,), 2.0 / num_points)
     weight[0] = 1.0 / num_points
     if basis == "cosine":
-        return (weight * angle.cos())[..., None, :]
+        return weight * angle.cos()
     sine = -weight * angle.sin()
     if num_points % 2 == 0 and num_modes == num_points // 2 + 1:  # the Nyquist mode counts once, its real part alone
         weight[-1] = 1.0 / num_points
         sine[..., -1] = 0.0
-    return torch.stack([weight * angle.cos(), sine], dim=-2)
+    return torch.cat([weight * angle.cos(), sine], dim=-1)
 
 
 class TemporalConv(nn.Module):
@@ -98,16 +98,22 @@ class TemporalConv(nn.Module):
         # weight[k, 0] is the real and weight[k, 1] the imaginary part of W_k, stored [C_out, C_in].
         self.weight = nn.Parameter(scale * torch.rand(num_modes, parts, channels, channels))
 
+        anchors = torch.arange(num_points, dtype=torch.float64)
+        self.register_buffer("expand", analysis(num_points, num_modes, basis), persistent=False)
+        self.register_buffer("evaluate", synthesis(anchors, num_points, num_modes, basis), persistent=False)
+
     def _mix(self, modes: Tensor) -> Tensor:
-        """Apply W_k to each mode: [parts, M, ..., C] to the same shape."""
+        """Apply W_k to each mode: [modes, ..., C] to the same shape."""
         if self.basis == "cosine":
-            return torch.stack([linear(z, w[0]) for z, w in zip(modes[0], self.weight, strict=True)])[None]
-        real, imag = modes
-        mixed = [(linear(real[0], self.weight[0, 0]), torch.zeros_like(real[0]))]  # mode 0 is real
+            return torch.stack([linear(z, w[0]) for z, w in zip(modes, self.weight, strict=True)])
+        real, imag = modes.chunk(2)
+        mixed_real, mixed_imag = [linear(real[0], self.weight[0, 0])], [imag[0]]  # mode 0 is real, its sine is zero
         for a, b, (w, u) in zip(real[1:], imag[1:], self.weight[1:], strict=True):
             block = torch.cat([torch.cat([w, -u], dim=1), torch.cat([u, w], dim=1)])  # (a + ib)(w + iu)
-            mixed.append(linear(torch.cat([a, b], dim=-1), block).chunk(2, dim=-1))
-        return torch.stack([torch.stack(part) for part in zip(*mixed, strict=True)])
+            both = linear(torch.cat([a, b], dim=-1), block).chunk(2, dim=-1)
+            mixed_real.append(both[0])
+            mixed_imag.append(both[1])
+        return torch.stack([*mixed_real, *mixed_imag])
 
     def forward(self, h: Tensor, points: Tensor | None = None) -> Tensor:
         """Apply the operator.
@@ -119,13 +125,10 @@ class TemporalConv(nn.Module):
         Returns:
             [P + Q, N, ..., C]: the result at the anchors, then at the further times.
         """
-        analyse = analysis(self.num_points, self.num_modes, self.basis, h)
-        modes = (analyse.flatten(0, 1) @ h.flatten(1)).view(*analyse.shape[:2], *h.shape[1:])
-        mixed = self._mix(modes).flatten(0, 1)
-        anchors = torch.arange(self.num_points, dtype=h.dtype, device=h.device)
-        evaluate = synthesis(anchors, self.num_points, self.num_modes, self.basis).flatten(-2)
-        out = (evaluate @ mixed.flatten(1)).view(h.shape)
+        modes = (self.expand.to(h.dtype) @ h.flatten(1)).view(-1, *h.shape[1:])
+        mixed = self._mix(modes)
+        out = (self.evaluate.to(h.dtype) @ mixed.flatten(1)).view(h.shape)
         if points is None:
             return out
-        evaluate = synthesis(points, self.num_points, self.num_modes, self.basis).flatten(-2)
+        evaluate = synthesis(points, self.num_points, self.num_modes, self.basis)
         return torch.cat([out, torch.einsum("qnk,kn...->qn...", evaluate, mixed)])

@@ -103,6 +103,12 @@ def momentum(trajectories: Trajectories) -> Array:
 
 def drift(trajectories: Trajectories) -> Drift:
     """How far energy and momentum stray from their values at the first frame."""
+    few = 200  # at a time: small arrays are reused, large ones are fetched from the system again and again
+    parts = [_drift_of(trajectories.subset(slice(s, s + few))) for s in range(0, len(trajectories), few)]
+    return Drift(np.concatenate([part.energy for part in parts]), np.concatenate([part.momentum for part in parts]))
+
+
+def _drift_of(trajectories: Trajectories) -> Drift:
     kinetic, potential = kinetic_energy(trajectories), potential_energy(trajectories)
     total = kinetic + potential
     size = np.abs(kinetic[:, 0]) + np.abs(potential[:, 0])
