@@ -62,7 +62,8 @@ def _pieces(model: EGNN, variant: str) -> list[Piece]:
         parts = ["from_receiver", "from_sender", "from_distance", *(["from_edge"] if layer.from_edge else [])]
         pieces += linear(f"{theirs}.edge_mlp.0", *(f"{ours}.{part}" for part in parts))
         pieces += linear(f"{theirs}.edge_mlp.2", f"{ours}.message_out")
-        pieces += linear(f"{theirs}.node_mlp.0", *(f"{ours}.node_in.{i}" for i in range(len(layer.node_in))))
+        node_parts = ["from_self", "from_messages", *(["from_input"] if layer.from_input else [])]
+        pieces += linear(f"{theirs}.node_mlp.0", *(f"{ours}.{part}" for part in node_parts))
         pieces += linear(f"{theirs}.node_mlp.2", f"{ours}.node_out")
         if layer.gate:
             pieces += linear(f"{theirs}.att_mlp.0", f"{ours}.gate")
@@ -70,8 +71,8 @@ def _pieces(model: EGNN, variant: str) -> list[Piece]:
             pieces += linear(f"{theirs}.coord_mlp.0", f"{ours}.shift.inner")
             pieces += linear(f"{theirs}.coord_mlp.2", f"{ours}.shift.out", bias=False)
         if layer.velocity:
-            pieces += linear(f"{theirs}.coord_mlp_vel.0", f"{ours}.velocity.0")
-            pieces += linear(f"{theirs}.coord_mlp_vel.2", f"{ours}.velocity.2")
+            pieces += linear(f"{theirs}.coord_mlp_vel.0", f"{ours}.velocity_in")
+            pieces += linear(f"{theirs}.coord_mlp_vel.2", f"{ours}.velocity_out")
     if variant == "clean":
         pieces += linear("embedding_out", "node_out")
     if variant == "qm9":

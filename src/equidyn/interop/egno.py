@@ -46,9 +46,9 @@ def _pieces(model: EGNN | EGNO) -> list[Piece]:
         pieces += linear(f"{theirs}.coord_net.mlp.0", f"{ours}.shift.inner")
         pieces += linear(f"{theirs}.coord_net.mlp.2", f"{ours}.shift.out")
         if layer.velocity:
-            pieces += linear(f"{theirs}.node_v_net.mlp.0", f"{ours}.velocity.0")
-            pieces += linear(f"{theirs}.node_v_net.mlp.2", f"{ours}.velocity.2")
-        pieces += linear(f"{theirs}.node_net.mlp.0", f"{ours}.node_in.0", f"{ours}.node_in.1")
+            pieces += linear(f"{theirs}.node_v_net.mlp.0", f"{ours}.velocity_in")
+            pieces += linear(f"{theirs}.node_v_net.mlp.2", f"{ours}.velocity_out")
+        pieces += linear(f"{theirs}.node_net.mlp.0", f"{ours}.from_self", f"{ours}.from_messages")
         pieces += linear(f"{theirs}.node_net.mlp.2", f"{ours}.node_out")
     for theirs, ours in (("time_conv_modules", "time_convs"), ("time_conv_x_modules", "motion_convs")):
         # Theirs is [in, out, mode, part], ours [mode, part, out, in].

@@ -25,7 +25,8 @@ from torch_geometric.data import Data
 from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
 from equidyn.ops.edges import EdgeCache, Edges
-from equidyn.ops.linear import Linear, split_linear
+from equidyn.ops.linear import Linear, side_by_side, split_linear
+from equidyn.ops.message import MessageWeights, fused_messages
 
 Clamp = Literal["none", "norm", "component", "message_component"]
 
@@ -47,6 +48,8 @@ class EGNNOptions:
         activation: "silu", or "tanh" with inner layers four times as wide (`flat` of the EGNO code).
         node_input: give the node update the input features x again (`node_attr` of the QM9 code).
         move: update the positions (the QM9 form does not).
+        fused: compute the messages by one hand-differentiated operator where the other options allow; it is faster and
+            can be differentiated once. Turn it off to differentiate twice.
     """
 
     residual: bool = True
@@ -60,6 +63,7 @@ class EGNNOptions:
     activation: Literal["silu", "tanh"] = "silu"
     node_input: int = 0
     move: bool = True
+    fused: bool = True
 
 
 def _activation(name: str) -> nn.Module:
@@ -81,13 +85,11 @@ class _ShiftNet(nn.Module):
         self.inner = Linear(hidden_dim, inner)
         self.act = _activation(options.activation)
         self.out = Linear(inner, 1, bias=options.shift_bias)
-        self.bounded = options.bounded
         if not options.shift_bias:
             nn.init.xavier_uniform_(self.out.weight, gain=0.001)
 
     def forward(self, m: Tensor) -> Tensor:
-        g = self.out(self.act(self.inner(m)))
-        return g.tanh() if self.bounded else g
+        return self.out(self.act(self.inner(m)))
 
 
 @backbone("egnn")
@@ -123,47 +125,19 @@ class EGNNLayer(nn.Module):
         self.from_edge = parts[3] if edge_dim else None
         self.message_out = Linear(inner, hidden_dim)
         self.gate = Linear(hidden_dim, 1) if options.attention else None
+        # phi_x and phi_v.
         self.shift = _ShiftNet(hidden_dim, inner, options) if options.move else None
-        self.velocity = (
-            nn.Sequential(Linear(hidden_dim, inner), self.act, Linear(inner, 1)) if velocity and options.move else None
-        )
+        if velocity and options.move:
+            self.velocity_in, self.velocity_out = Linear(hidden_dim, inner), Linear(inner, 1)
         # phi_h on [h_i ++ sum m_ij (++ x_i)].
         if update_features:
             widths = (hidden_dim, hidden_dim, *([options.node_input] if options.node_input else []))
-            self.node_in = nn.ModuleList(split_linear(widths, inner))
+            parts = split_linear(widths, inner)
+            self.from_self, self.from_messages = parts[:2]
+            self.from_input = parts[2] if options.node_input else None
             self.node_out = Linear(inner, hidden_dim)
-        self.update_features = update_features
-
-    def messages(self, h: Tensor, r: Tensor, edges: Edges, edge_attr: Tensor | None) -> Tensor:
-        """m_ij for every edge [E, H] (equation 3)."""
-        q = r.square().sum(-1, keepdim=True)
-        if self.options.distance == "one":
-            q = torch.ones_like(q)
-        a = edges.from_receivers(self.from_receiver(h)) + edges.from_senders(self.from_sender(h))
-        a = a + self.from_distance(q)
-        if self.from_edge is not None and edge_attr is not None:
-            shared = self.from_edge(edge_attr)  # one row per edge of a single copy of the graph
-            a = (a.view(-1, *shared.shape) + shared).view(a.shape)
-        m = self.act(self.message_out(self.act(a)))
-        return m if self.gate is None else m * self.gate(m).sigmoid()
-
-    def _moved(self, h: Tensor, x: Tensor, v: Tensor | None, r: Tensor, m: Tensor, edges: Edges) -> Tensor:
-        """x_i + phi_v(h_i) v_i + C sum_j r_ij phi_x(m_ij) (equations 4 and 7)."""
-        assert self.shift is not None
-        if self.options.normalize == "unit":
-            r = r / (_length(r).detach() + 1e-8)
-        elif self.options.normalize == "plus_one":
-            r = r / (_length(r) + 1)
-        t = r * self.shift(m)
-        if self.options.clamp == "message_component":
-            t = t.clamp(-100, 100)
-        f = edges.mean(t) if self.options.reduce == "mean" else edges.sum(t)
-        if self.options.clamp == "component":
-            f = f.clamp(-100, 100)
-        elif self.options.clamp == "norm":
-            f = f * (100 / _length(f).clamp(min=100))
-        moved = x + f
-        return moved if v is None or self.velocity is None else moved + self.velocity(h) * v
+        self.velocity, self.update_features = velocity and options.move, update_features
+        self.fused = options.fused and options.move and not options.attention and options.activation == "silu"
 
     def forward(
         self, h: Tensor, x: Tensor, v: Tensor | None, edges: Edges, edge_attr: Tensor | None, x0: Tensor | None = None
@@ -181,15 +155,63 @@ class EGNNLayer(nn.Module):
         Returns:
             New h and x, and v as it came.
         """
+        maps = [self.from_receiver, self.from_sender]
+        maps += [self.velocity_in] if self.velocity else []
+        maps += [self.from_self] if self.update_features else []
+        receiver, sender, *others = side_by_side(h, *maps)
         r = edges.from_receivers(x) - edges.from_senders(x)
-        m = self.messages(h, r, edges, edge_attr)
-        moved = self._moved(h, x, v, r, m, edges) if self.options.move else x
+        q = r.square().sum(-1, keepdim=True)
+        if self.options.distance == "one":
+            q = torch.ones_like(q)
+        shared = None if self.from_edge is None else self.from_edge(edge_attr)  # one row per edge of a single copy
+        if self.fused:
+            total, g = fused_messages(torch.cat([receiver, sender], dim=-1), q, shared, edges, self._weights())
+        else:
+            total, g = self._messages(receiver, sender, q, shared, edges)
+        if g is not None:
+            x = x + self._shift(r, g, edges)
+        if self.velocity and v is not None:
+            x = x + self.velocity_out(self.act(others[0])) * v
         if not self.update_features:
-            return h, moved, v
-        parts = [h, edges.sum(m), x0]
-        a = sum(net(part) for net, part in zip(self.node_in, parts, strict=False))
+            return h, x, v
+        a = others[-1] + self.from_messages(total)
+        if self.from_input is not None:
+            a = a + self.from_input(x0)
         update = self.node_out(self.act(a))
-        return (h + update if self.options.residual else update), moved, v
+        return (h + update if self.options.residual else update), x, v
+
+    def _messages(self, receiver: Tensor, sender: Tensor, q: Tensor, shared: Tensor | None, edges: Edges):
+        """Sum of the messages m_ij at each node (equation 3) and their coordinate weights phi_x(m_ij)."""
+        a = edges.from_receivers(receiver) + edges.from_senders(sender) + self.from_distance(q)
+        if shared is not None:
+            a = (a.view(-1, *shared.shape) + shared).view(a.shape)
+        m = self.act(self.message_out(self.act(a)))
+        if self.gate is not None:
+            m = m * self.gate(m).sigmoid()
+        return edges.sum(m), None if self.shift is None else self.shift(m)
+
+    def _weights(self) -> MessageWeights:
+        second, third, fourth = self.message_out, self.shift.inner, self.shift.out
+        distance = self.from_distance.weight[:, 0]
+        return MessageWeights(
+            distance, second.weight, second.bias, third.weight, third.bias, fourth.weight, fourth.bias
+        )
+
+    def _shift(self, r: Tensor, g: Tensor, edges: Edges) -> Tensor:
+        """C sum_j r_ij phi_x(m_ij) (equation 4)."""
+        if self.options.normalize == "unit":
+            r = r / (_length(r).detach() + 1e-8)
+        elif self.options.normalize == "plus_one":
+            r = r / (_length(r) + 1)
+        t = r * (g.tanh() if self.options.bounded else g)
+        if self.options.clamp == "message_component":
+            t = t.clamp(-100, 100)
+        f = edges.mean(t) if self.options.reduce == "mean" else edges.sum(t)
+        if self.options.clamp == "component":
+            f = f.clamp(-100, 100)
+        elif self.options.clamp == "norm":
+            f = f * (100 / _length(f).clamp(min=100))
+        return f
 
 
 class EGNN(nn.Module):

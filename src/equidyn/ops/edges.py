@@ -85,11 +85,13 @@ class Edges:
         receivers: the targets i.
         senders: the sources j.
         inverse_degree: [N, 1] one over the number of edges that end in each node (at least one).
+        pairs: [2 E] for each edge the rows 2 i and 2 j + 1, where receiver and sender parts of the nodes alternate.
     """
 
     receivers: Ends
     senders: Ends
     inverse_degree: Tensor
+    pairs: Tensor
 
     @staticmethod
     def build(edge_index: Tensor, num_nodes: int, dtype: torch.dtype, copies: int = 1) -> Edges:
@@ -105,7 +107,8 @@ class Edges:
         send, receive = (edge_index[:, None, :] + shift[:, None]).flatten(1)
         total = num_nodes * copies
         degree = torch.bincount(receive, minlength=total).clamp(min=1)
-        return Edges(_ends(receive, total), _ends(send, total), degree.to(dtype).reciprocal()[:, None])
+        pairs = torch.stack([2 * receive, 2 * send + 1], dim=1).flatten()
+        return Edges(_ends(receive, total), _ends(send, total), degree.to(dtype).reciprocal()[:, None], pairs)
 
     def from_receivers(self, h: Tensor) -> Tensor:
         """h_i for every edge (i, j): [N, C] to [E, C]."""
