@@ -1,1 +1,7 @@
-"""."""
+"""Training, evaluation and prediction: one Lightning module for all systems."""
+
+from equidyn.train.checkpoint import load_model
+from equidyn.train.fit import train
+from equidyn.train.recipe import Recipe, read_recipe
+
+__all__ = ["Recipe", "load_model", "read_recipe", "train"]

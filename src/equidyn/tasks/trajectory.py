@@ -1,0 +1,107 @@
+"""State to trajectory (S2T) and state to state (S2S): from one state to later positions.
+
+F-MSE is the squared error per coordinate at the last time, A-MSE its mean over all times (Xu et al. 2024, section 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from equidyn.core.errors import InputError
+from equidyn.data.nbody import particle_sample
+
+
+@dataclass
+class TrajectoryTask:
+    """Losses and errors of predicted trajectories.
+
+    Attributes:
+        velocity_weight: weight of the squared error of the velocities beside that of the positions; needs a model
+            that gives `trajectory_vel` and data that have it.
+        rollout: the model predicts one step from `times[0]` to the next; train on that step and evaluate by applying
+            it again and again (EGNN-R).
+    """
+
+    velocity_weight: float = 0.0
+    rollout: bool = False
+
+    def loss(self, out: dict[str, Tensor], sample: Data) -> dict[str, Tensor]:
+        """The terms of the loss; their sum is minimised."""
+        error = self.predicted(out, sample) - self._target(out, sample)
+        terms = {"positions": error.square().mean()}
+        if self.velocity_weight:
+            if sample.get("trajectory_vel") is None or "trajectory_vel" not in out:
+                raise InputError("velocity_weight needs velocities", where="task", expected="data and model with them")
+            error = out["trajectory_vel"] - sample.trajectory_vel
+            terms["velocities"] = self.velocity_weight * error.square().mean()
+        return terms
+
+    def predicted(self, out: dict[str, Tensor], sample: Data) -> Tensor:
+        """Predicted positions [..., N, P, 3]; a model that gives `pos` alone predicts one time (S2S)."""
+        return out["trajectory"] if "trajectory" in out else out["pos"].unsqueeze(-2)
+
+    def errors(self, out: dict[str, Tensor], sample: Data) -> Tensor:
+        """Squared error per coordinate at each time, averaged over the batch: [P], or [1] for S2S."""
+        error = self.predicted(out, sample) - self._target(out, sample)
+        return error.square().mean(dim=-1).flatten(0, -2).mean(0)
+
+    def _target(self, out: dict[str, Tensor], sample: Data) -> Tensor:
+        predicted, target = self.predicted(out, sample), sample.trajectory
+        if predicted.shape == target.shape:
+            return target
+        if predicted.shape[-2] == 1:  # state to state: the last time, or the first step of a rollout
+            return target[..., :1, :] if self.rollout else target[..., -1:, :]
+        raise InputError(
+            "time points of the prediction", expected=target.shape[-2], got=predicted.shape[-2], where="task"
+        )
+
+
+def roll_out(model: nn.Module, sample: Data) -> Tensor:
+    """Apply a one-step model (state at 0 to positions at `times[0]`) once per time point: [B, N, P, 3].
+
+    The velocity after a step is the displacement over its duration. `sample` is a batch of particle systems on one
+    shared graph with equidistant times.
+    """
+    step, steps = sample.times[0, 0].to(sample.pos.dtype), sample.times.shape[1]
+    state, positions = sample, []
+    for _ in range(steps):
+        moved = model(state)["pos"]
+        positions.append(moved)
+        state = particle_sample(moved, (moved - state.pos) / step, sample.charge, sample.edge_index)
+    return torch.stack(positions, dim=-2)
+
+
+def constant(sample: Data) -> Tensor:
+    """Baseline: nothing moves. [..., N, P, 3]."""
+    return sample.pos.unsqueeze(-2).expand_as(sample.trajectory)
+
+
+def ballistic(sample: Data) -> Tensor:
+    """Baseline: straight on, x + v t. [..., N, P, 3]."""
+    times = sample.times[0].to(sample.pos.dtype)[:, None]
+    return sample.pos.unsqueeze(-2) + sample.vel.unsqueeze(-2) * times
+
+
+def fit_linear(sample: Data) -> Tensor:
+    """The best factors c_p in x + c_p v, by least squares over all training samples: [P] ("Linear" in the papers)."""
+    moved = sample.trajectory - sample.pos.unsqueeze(-2)
+    vel = sample.vel.unsqueeze(-2)
+    return (moved * vel).flatten(0, -3).sum((0, 2)) / vel.square().sum()
+
+
+def linear(sample: Data, factors: Tensor) -> Tensor:
+    """Baseline x + c_p v with the factors of `fit_linear`. [..., N, P, 3]."""
+    return sample.pos.unsqueeze(-2) + sample.vel.unsqueeze(-2) * factors[:, None]
+
+
+BASELINES = ("constant", "ballistic", "linear")
+
+
+def horizon_error(predicted: Tensor, sample: Data) -> list[float]:
+    """Mean squared error per coordinate at each time [P]."""
+    error = (predicted - sample.trajectory).square().mean(-1)
+    return error.flatten(0, -2).mean(0).double().tolist()

@@ -1,0 +1,89 @@
+"""The one Lightning module that trains every system on every task."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch_geometric.data import Data
+
+from equidyn.core.errors import InputError
+from equidyn.tasks.trajectory import TrajectoryTask, roll_out
+from equidyn.train.recipe import TrainOptions
+
+
+class TrainingModule(LightningModule):
+    """Model, task and optimiser.
+
+    Args:
+        model: the system.
+        task: losses and errors.
+        options: of the training.
+        steps_per_epoch: optimiser steps in one epoch, for the schedule.
+    """
+
+    def __init__(self, model: nn.Module, task: TrajectoryTask, options: TrainOptions, steps_per_epoch: int) -> None:
+        super().__init__()
+        self.model, self.task, self.options, self.steps_per_epoch = model, task, options, steps_per_epoch
+        # A part of the state: it is saved and resumed with the rest.
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
+        self._errors: list[tuple[int, Tensor]] = []
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and kept: the averaged one if there is one."""
+        return self.average.module if self.average is not None else self.model
+
+    def training_step(self, batch: Data, index: int) -> Tensor:
+        """The loss of one batch."""
+        terms = self.task.loss(self.model(batch), batch)
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{name} {float(term):g}" for name, term in terms.items())
+            where = f"epoch {self.current_epoch}, batch {index}"
+            raise InputError("the loss is not finite; training stopped", where=where, got=values)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.pos), sync_dist=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: object, batch: Data, index: int) -> None:
+        """Follow the weights with their average."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the errors of the last evaluation."""
+        self._errors = []
+
+    def validation_step(self, batch: Data, index: int) -> None:
+        """Collect the errors of one batch."""
+        if self.task.rollout:
+            out = {"trajectory": roll_out(self.evaluated, batch)}
+        else:
+            out = self.evaluated(batch)
+        self._errors.append((len(batch.pos), self.task.errors(out, batch)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log F-MSE and A-MSE."""
+        counts = torch.tensor([count for count, _ in self._errors], dtype=torch.float64)
+        errors = torch.stack([error.double().cpu() for _, error in self._errors])
+        horizon = (errors * counts[:, None]).sum(0) / counts.sum()
+        self.log("val_f_mse", horizon[-1].to(self.device), sync_dist=True)
+        self.log("val_a_mse", horizon.mean().to(self.device), sync_dist=True)
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """Adam or AdamW, with the schedule of the recipe."""
+        options = self.options
+        kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
+        fused = next(self.model.parameters()).is_floating_point()
+        optimizer = kind(self.model.parameters(), options.lr, weight_decay=options.weight_decay, fused=fused)
+        total, warmup = options.epochs * self.steps_per_epoch, options.warmup * self.steps_per_epoch
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / (warmup + 1))
+            if options.schedule == "constant":
+                return rise
+            return rise * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(step, total) / total))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,249 @@
+"""Recipes: one typed YAML file is one experiment.
+
+    name: nbody-egno-paper          # run folder: runs/<name>
+    system: egno                    # a name of `equidyn list`
+    seed: 1
+    model: {...}                    # arguments of the system's class
+    data: {dataset: nbody, ...}     # arguments of the data family
+    task: {name: trajectory, ...}   # arguments of the task
+    train: {...}                    # `TrainOptions`
+    published: {...}                # optional: {label: {f_mse: ..., a_mse: ...}}, shown beside our errors
+
+Every key is checked against the signature it ends up in; the command line overrides any of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from equidyn.core.catalogue import Entry
+from equidyn.core.errors import InputError, unknown_name
+from equidyn.data import DATASETS
+from equidyn.models import SYSTEMS
+from equidyn.tasks import TASKS
+
+
+@dataclass
+class TrainOptions:
+    """How a model is trained.
+
+    Attributes:
+        epochs: passes over the training samples.
+        batch_size: samples per step; the last incomplete batch of an epoch is dropped.
+        lr: learning rate of Adam.
+        weight_decay: L2 term of Adam ("adam") or decoupled ("adamw").
+        optimizer: "adam" or "adamw".
+        schedule: constant learning rate, or a cosine to zero at the last epoch after a linear warm-up.
+        warmup: epochs of the warm-up.
+        clip: largest norm of the gradient; 0 for no limit.
+        ema: decay of the averaged weights that are evaluated and kept; 0 to use the last weights.
+        eval_every: epochs between evaluations on the validation samples.
+        patience: evaluations without improvement after which training stops; 0 for never.
+        precision: "32", "64", or "bf16" (autocast).
+        compile: torch.compile the model where possible.
+        threads: CPU threads; 0 for all.
+        devices: processes (CPU) or devices (GPU) to train on.
+        accelerator: "auto", "cpu", "gpu" ...
+    """
+
+    epochs: int = 100
+    batch_size: int = 100
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    optimizer: Literal["adam", "adamw"] = "adam"
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: float = 0.0
+    clip: float = 0.0
+    ema: float = 0.0
+    eval_every: int = 5
+    patience: int = 0
+    precision: Literal["32", "64", "bf16"] = "32"
+    compile: bool = False
+    threads: int = 0
+    devices: int = 1
+    accelerator: str = "auto"
+
+
+@dataclass
+class Recipe:
+    """A checked recipe.
+
+    Attributes:
+        name: name of the run.
+        system: the catalogue entry.
+        seed: of initial weights and order of samples.
+        model, data, task: keyword arguments of the system's class, of the data family and of the task.
+        train: training options.
+        config: everything as plain values, as it is written to `config.yaml`.
+    """
+
+    name: str
+    system: Entry
+    seed: int
+    model: dict[str, Any]
+    data: dict[str, Any]
+    task: dict[str, Any]
+    train: TrainOptions
+    config: dict[str, Any] = field(repr=False)
+
+    def build_data(self) -> Any:
+        """The data family."""
+        return DATASETS[self.config["data"]["dataset"]](**self.data)
+
+    def build_model(self) -> Any:
+        """The model, freshly initialised."""
+        return self.system.model(**self.model)
+
+    def build_task(self) -> Any:
+        """The task."""
+        return TASKS[self.config["task"]["name"]](**self.task)
+
+
+_TOP = ("name", "system", "seed", "model", "data", "task", "train", "published")
+
+
+def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        source: a YAML file, or its content.
+        overrides: command-line style, `["--model.hidden_dim", "128"]` or `["--model.hidden_dim=128"]`.
+
+    Raises:
+        InputError: no such file, no YAML, an unknown key or name (with the nearest right one), a wrong type.
+    """
+    where = None if isinstance(source, Mapping) else Path(source)
+    content = dict(source) if where is None else _load(where)
+    for key, value in _pairs(overrides):
+        _set(content, key, value)
+    for key in content:
+        if key not in _TOP:
+            raise unknown_name("recipe key", key, _TOP, where=where)
+    entry = _named("system", content.get("system"), SYSTEMS, where)
+    data = _section(content, "data", where)
+    task = _section(content, "task", where)
+    dataset = _named("dataset", data.pop("dataset", None), DATASETS, where)
+    task_class = _named("task", task.pop("name", "trajectory"), TASKS, where)
+    parser = ArgumentParser(exit_on_error=False)
+    targets = {"model": entry.model, "data": dataset, "task": task_class, "train": TrainOptions}
+    given: dict[str, Any] = {"data": data, "task": task}
+    for section, target in targets.items():
+        parser.add_class_arguments(target, section)
+        values = given.setdefault(section, _section(content, section, where))
+        known = [action.dest.split(".", 1)[1] for action in parser._actions if action.dest.startswith(f"{section}.")]
+        _refuse_unknown(values, section, known, where)
+    checked = _check(parser, given, where)
+    name = str(content.get("name", where.stem if where else entry.name))
+    seed = content.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise InputError("wrong type", where=_place("seed", where), expected="a whole number", got=repr(seed))
+    config = {
+        "name": name,
+        "system": entry.name,
+        "seed": seed,
+        "model": checked["model"],
+        "data": {"dataset": _key(DATASETS, dataset), **checked["data"]},
+        "task": {"name": _key(TASKS, task_class), **checked["task"]},
+        "train": checked["train"],
+        "published": _section(content, "published", where),
+    }
+    built = {section: build_arguments(target, checked[section]) for section, target in targets.items()}
+    return Recipe(
+        name, entry, seed, built["model"], built["data"], built["task"], TrainOptions(**built["train"]), _plain(config)
+    )
+
+
+def build_arguments(target: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of a class from plain values: lists become tuples, mappings the dataclasses they stand for."""
+    hints = get_type_hints(target.__init__)
+    return {key: _build(hints.get(key), value) for key, value in values.items()}
+
+
+def _build(kind: Any, value: Any) -> Any:
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        return kind(**value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError("no such recipe", where=path, expected="a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError("not a YAML file", where=path, got=str(error)) from None
+    if not isinstance(content, dict):
+        raise InputError("not a recipe", where=path, expected="a mapping of keys", got=type(content).__name__)
+    return content
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    pairs, rest = [], list(overrides)
+    while rest:
+        flag = rest.pop(0)
+        key, equals, value = flag.partition("=")
+        if not key.startswith("--") or not (equals or rest):
+            raise InputError("override", where="command line", expected="--section.key value", got=flag)
+        pairs.append((key[2:], yaml.safe_load(value if equals else rest.pop(0))))
+    return pairs
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise InputError("override of a value that has no keys", where="command line", got=f"--{key}")
+    content[last] = value
+
+
+def _section(content: Mapping[str, Any], name: str, where: Path | None) -> dict[str, Any]:
+    value = content.get(name) or {}
+    if not isinstance(value, dict):
+        raise InputError("wrong type", where=_place(name, where), expected="a mapping of keys", got=repr(value))
+    return dict(value)
+
+
+def _named(kind: str, name: Any, known: Mapping[str, Any], where: Path | None) -> Any:
+    if name not in known:
+        raise unknown_name(kind, str(name), known, where=where)
+    return known[name]
+
+
+def _key(registry: Mapping[str, Any], value: Any) -> str:
+    return next(name for name, entry in registry.items() if entry is value)
+
+
+def _place(key: str, where: Path | None) -> str:
+    return f"key {key}" if where is None else f"key {key} of {where}"
+
+
+def _refuse_unknown(values: Mapping[str, Any], section: str, known: list[str], where: Path | None) -> None:
+    for key in values:
+        if key not in known:
+            raise unknown_name("recipe key", f"{section}.{key}", [f"{section}.{k}" for k in known], where=where)
+
+
+def _check(parser: ArgumentParser, given: dict[str, Any], where: Path | None) -> dict[str, Any]:
+    """Types and required keys, by the parser that knows the signatures."""
+    try:
+        checked = parser.parse_object(Namespace(**{k: Namespace(**v) for k, v in given.items()}))
+    except ArgumentError as error:
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+        raise InputError("wrong value", where=where or "recipe", got=" ".join(lines)[:300]) from None
+    return checked.as_dict()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
