@@ -13,8 +13,8 @@ the papers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,28 @@ def complete_graph(num_nodes: int) -> Tensor:
     return torch.stack([rank + (rank >= receiver), receiver])
 
 
-def particle_sample(pos: Tensor, vel: Tensor, charge: Tensor, edge_index: Tensor) -> Data:
+def particle_sample(
+    pos: Tensor, vel: Tensor, charge: Tensor, edge_index: Tensor, coupling: Tensor | None = None
+) -> Data:
     """A batch of particle systems on one shared graph, with the papers' input features.
 
     Args:
         pos, vel: [B, N, 3].
         charge: [B, N] charges, or masses for gravity.
         edge_index: [2, E].
+        coupling: [B, N, N] strength of the springs, in place of the products of the charges.
 
     Returns:
         Data with `pos`, `vel`, `charge`, `x [B, N, 1]` (speed), `edge_attr [B, E, 2]` (c_i c_j, squared distance).
     """
     send, receive = edge_index
-    distance = (pos[:, receive] - pos[:, send]).square().sum(-1)
-    edge_attr = torch.stack([charge[:, receive] * charge[:, send], distance], dim=-1)
+    strength = charge[:, receive] * charge[:, send] if coupling is None else coupling[:, receive, send]
+    edge_attr = torch.stack([strength, (pos[:, receive] - pos[:, send]).square().sum(-1)], dim=-1)
     speed = vel.norm(dim=-1, keepdim=True)
-    return Data(pos=pos, vel=vel, charge=charge, x=speed, edge_index=edge_index, edge_attr=edge_attr)
+    sample = Data(pos=pos, vel=vel, charge=charge, x=speed, edge_index=edge_index, edge_attr=edge_attr)
+    if coupling is not None:
+        sample.coupling = coupling
+    return sample
 
 
 class ParticleDataset(Dataset):
@@ -65,6 +71,7 @@ class ParticleDataset(Dataset):
         times: [P] counted from the initial state.
         trajectory: [S, N, P, 3] positions at the times.
         trajectory_vel: [S, N, P, 3] velocities at the times, if known.
+        coupling: [S, N, N], if springs join the particles.
     """
 
     def __init__(
@@ -75,8 +82,9 @@ class ParticleDataset(Dataset):
         times: Tensor,
         trajectory: Tensor,
         trajectory_vel: Tensor | None = None,
+        coupling: Tensor | None = None,
     ) -> None:
-        self.pos, self.vel, self.charge = pos, vel, charge
+        self.pos, self.vel, self.charge, self.coupling = pos, vel, charge, coupling
         self.times, self.trajectory, self.trajectory_vel = times, trajectory, trajectory_vel
         self.edge_index = complete_graph(pos.shape[1])
 
@@ -85,7 +93,8 @@ class ParticleDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> Data:
         which = torch.as_tensor(indices)
-        sample = particle_sample(self.pos[which], self.vel[which], self.charge[which], self.edge_index)
+        coupling = None if self.coupling is None else self.coupling[which]
+        sample = particle_sample(self.pos[which], self.vel[which], self.charge[which], self.edge_index, coupling)
         sample.times, sample.trajectory = self.times[None], self.trajectory[which]
         if self.trajectory_vel is not None:
             sample.trajectory_vel = self.trajectory_vel[which]
@@ -141,6 +150,26 @@ class NBody:
             times,
             positions[:, 1:].transpose(1, 2).contiguous(),
             velocities[:, 1:].transpose(1, 2).contiguous() if known else None,
+            None if file.couplings is None else tensor(file.couplings),
+        )
+
+    def start_states(self, count: int) -> Trajectories:
+        """The first test samples at the input frame, with the `meta` that says which forces act; one frame each.
+
+        Raises:
+            InputError: as for `part`.
+        """
+        file = _read(Path(self.path), "test", self)
+        column = file.column(self.start, self.path)
+        velocity = column if file.velocities.shape[1] > 1 else 0
+        name = {"springs": "couplings", "gravity": "masses"}.get(str(file.meta.get("kind")), "charges")
+        state = {name: (file.couplings if name == "couplings" else file.charges)[:count].astype(np.float64)}
+        return Trajectories(
+            file.positions[:count, [column]].astype(np.float64),
+            file.velocities[:count, [velocity]].astype(np.float64),
+            np.zeros(1),
+            **state,
+            meta=file.meta,
         )
 
 
@@ -153,6 +182,8 @@ class _File:
     charges: np.ndarray
     frame_time: float
     first_frame: int = 0
+    couplings: np.ndarray | None = None
+    meta: Mapping[str, Any] = field(default_factory=lambda: {"kind": "charged"})  # the benchmark's
 
     def column(self, frame: int, where: str) -> int:
         last = self.first_frame + self.positions.shape[1] - 1
@@ -239,7 +270,7 @@ def _read_simulated(path: Path, name: str, options: NBody) -> _File:
         )
     charges = next((c for c in (chosen.charges, chosen.masses) if c is not None), np.ones(chosen.positions.shape[::2]))
     step = float(steps[0]) if len(steps) else options.frame_time
-    return _File(chosen.positions, chosen.velocities, charges, step)
+    return _File(chosen.positions, chosen.velocities, charges, step, 0, chosen.couplings, chosen.meta)
 
 
 def initial_states(trajectories: Trajectories, frame: int = 0) -> Data:
@@ -255,4 +286,5 @@ def initial_states(trajectories: Trajectories, frame: int = 0) -> Data:
     charges = next((c for c in (state.charges, state.masses) if c is not None), np.ones(state.positions.shape[::2]))
     tensor = lambda array: torch.as_tensor(np.ascontiguousarray(array), dtype=torch.float32)  # noqa: E731
     pos, vel = tensor(state.positions[:, frame]), tensor(state.velocities[:, frame])
-    return particle_sample(pos, vel, tensor(charges), complete_graph(pos.shape[1]))
+    coupling = None if state.couplings is None else tensor(state.couplings)
+    return particle_sample(pos, vel, tensor(charges), complete_graph(pos.shape[1]), coupling)

@@ -62,6 +62,7 @@ class _Rows:
         rows = value.repeat_interleave(self.num_nodes, 0) if len(value) > 1 else value
         return rows.T.expand(-1, len(self.pos))
 
+    @torch.compiler.disable
     def centre(self) -> Tensor:
         """Mean position of each row's graph, unless the sample names another reference point [R, 3]."""
         if self.given_centre is not None:

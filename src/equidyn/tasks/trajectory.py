@@ -71,7 +71,8 @@ def roll_out(model: nn.Module, sample: Data) -> Tensor:
     for _ in range(steps):
         moved = model(state)["pos"]
         positions.append(moved)
-        state = particle_sample(moved, (moved - state.pos) / step, sample.charge, sample.edge_index)
+        velocity = (moved - state.pos) / step
+        state = particle_sample(moved, velocity, sample.charge, sample.edge_index, sample.get("coupling"))
     return torch.stack(positions, dim=-2)
 
 

@@ -1,7 +1,8 @@
 """Training, evaluation and prediction: one Lightning module for all systems."""
 
 from equidyn.train.checkpoint import load_model
+from equidyn.train.evaluation import evaluate
 from equidyn.train.fit import train
 from equidyn.train.recipe import Recipe, read_recipe
 
-__all__ = ["Recipe", "load_model", "read_recipe", "train"]
+__all__ = ["Recipe", "evaluate", "load_model", "read_recipe", "train"]

@@ -1,0 +1,204 @@
+"""Measure a trained model on the test samples: `evaluation.json` and `predictions.npz` of the run folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from equidyn import conformance
+from equidyn.core.errors import InputError
+from equidyn.core.files import write_atomically
+from equidyn.core.trajectories import Trajectories
+from equidyn.data.nbody import NBody, ParticleDataset, initial_states
+from equidyn.models import SYSTEMS
+from equidyn.simulate import continue_from, kinetic_energy, momentum, potential_energy
+from equidyn.tasks.trajectory import (
+    TrajectoryTask,
+    ballistic,
+    constant,
+    fit_linear,
+    horizon_error,
+    linear,
+    roll_out,
+)
+from equidyn.train.checkpoint import Trained, load_model
+from equidyn.train.recipe import build_arguments
+
+SHOWN = 8  # samples in the report's animation
+DENSE = 50  # times it is asked for
+DENSE_SAMPLES = 200
+
+
+def evaluate(run: str | Path, *, data: str | None = None) -> dict[str, Any]:
+    """Evaluate the best model of a run and write the results into its folder.
+
+    Args:
+        run: run folder.
+        data: other data than the recipe's, of the same family.
+
+    Returns:
+        The content of `evaluation.json`.
+
+    Raises:
+        InputError: unusable run folder or data.
+    """
+    trained = load_model(run)
+    given = {key: value for key, value in trained.config["data"].items() if key != "dataset"}
+    source = NBody(**build_arguments(NBody, given | ({"path": data} if data else {})))
+    task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
+    test, fit_on = source.part("test"), replace(source, train_frames=None).part("train")
+    horizon = _horizon(trained.model, task, test)
+    entry = SYSTEMS[trained.config["system"]]
+    result: dict[str, Any] = {
+        "name": trained.config["name"],
+        "system": entry.name,
+        "parameters": sum(p.numel() for p in trained.model.parameters()),
+        "split": "test",
+        "samples": len(test),
+        "epoch": trained.info["epoch"],
+        "val_f_mse": trained.info["val_f_mse"],
+        "f_mse": horizon[-1],
+        "a_mse": float(np.mean(horizon)),
+        "times": test.times[-len(horizon) :].tolist(),
+        "horizon_mse": horizon,
+        "baselines": _baselines(test, fit_on),
+        "symmetry": _symmetry(trained.model, test, entry.symmetry),
+        "symmetry_dtype": "float32",
+        "published": trained.config.get("published", {}),
+        "citation": entry.citation.bibtex(),
+        "machine": f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}",
+    }
+    result |= _cost(trained.folder) | _dense(trained, task, source, test)
+    write_atomically(trained.folder / "evaluation.json", json.dumps(result, indent=1))
+    return result
+
+
+@torch.no_grad()
+def predict(model: nn.Module, task: TrajectoryTask, sample: Data) -> dict[str, Tensor]:
+    """The outputs of a model, `trajectory` among them, with roll-out where the task asks for it."""
+    if task.rollout:
+        return {"trajectory": roll_out(model, sample)}
+    out = model(sample)
+    return out | {"trajectory": task.predicted(out, sample)}
+
+
+def _batches(part: ParticleDataset, size: int = 250) -> Iterator[Data]:
+    return (part.__getitems__(range(i, min(i + size, len(part)))) for i in range(0, len(part), size))
+
+
+def _horizon(model: nn.Module, task: TrajectoryTask, test: ParticleDataset) -> list[float]:
+    """Mean squared error at each time, over all test samples."""
+    total = torch.zeros(1, dtype=torch.float64)
+    for batch in _batches(test):
+        out = predict(model, task, batch)
+        total = total + len(batch.pos) * task.errors(out, batch).double()
+    return (total / len(test)).tolist()
+
+
+def _baselines(test: ParticleDataset, train: ParticleDataset) -> dict[str, dict[str, Any]]:
+    whole = test.__getitems__(range(len(test)))
+    factors = fit_linear(train.__getitems__(range(len(train))))
+    predicted = {"constant": constant(whole), "ballistic": ballistic(whole), "linear": linear(whole, factors)}
+    errors = {name: horizon_error(trajectory, whole) for name, trajectory in predicted.items()}
+    return {
+        name: {"f_mse": error[-1], "a_mse": float(np.mean(error)), "horizon_mse": error}
+        for name, error in errors.items()
+    }
+
+
+def _symmetry(model: nn.Module, test: ParticleDataset, group: str) -> dict[str, float]:
+    """Relative errors under the symmetries, measured on one test sample in float32."""
+    batch = test.__getitems__([0])
+    fields = {name: batch[name][0] for name in ("pos", "vel", "x", "edge_attr")}
+    sample = Data(**fields, edge_index=batch.edge_index, times=batch.times)
+    checks = ("rotation", "reflection", "translation", "node_permutation", "edge_permutation", "batching")
+    errors = conformance.check(model, sample, group=group).errors()
+    return {name: errors[name] for name in checks if name in errors}
+
+
+def _cost(folder: Path) -> dict[str, float]:
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return {}
+    last = list(csv.DictReader(path.read_text().splitlines()))[-1]
+    seconds = float(last["seconds"])
+    return {"seconds_train": seconds, "seconds_per_step": seconds / float(last["step"])}
+
+
+def _dense(trained: Trained, task: TrajectoryTask, source: NBody, test: ParticleDataset) -> dict[str, Any]:
+    """Ask for many unseen times, and compare with the simulator continued from the same states.
+
+    Writes `predictions.npz`. A model of fixed times is asked for those.
+    """
+    window = float(test.times[-1])
+    try:
+        start = source.start_states(min(DENSE_SAMPLES, len(test)))
+        steps = 20 * round(window * 1000 / 20)  # the official step of 0.001, a multiple of what is stored
+        stored = max(steps // DENSE, 1)
+        true = continue_from(start, steps=stored * DENSE + 1, dt=window / (stored * DENSE), store_every=stored)
+    except InputError:  # data from elsewhere: nothing says which forces act
+        true = None
+    any_time = true is not None and hasattr(trained.model, "times") and not task.rollout
+    if not any_time:
+        sample = test.__getitems__(range(min(SHOWN, len(test))))
+        times = sample.times[0].numpy()
+        out = predict(trained.model, task, sample)["trajectory"]
+        times = times[-out.shape[-2] :]
+        _write_predictions(trained.folder, sample, times, out, sample.trajectory[..., -out.shape[-2] :, :])
+        return {"unseen_times": None, "drift": None}
+    assert true is not None
+    sample = initial_states(start)
+    keep = true.times > 0
+    target = torch.as_tensor(true.positions[:, keep]).transpose(1, 2).float()
+    sample.times = torch.as_tensor(true.times[keep])[None]
+    out = predict(trained.model, task, sample)
+    error = (out["trajectory"] - target).square().mean((0, 1, 3)).tolist()
+    times = sample.times[0].numpy()
+    _write_predictions(trained.folder, sample, times, out["trajectory"], target)
+    unseen = {"times": times.tolist(), "mse": error, "trained_at": list(trained.model.times)}
+    return {"unseen_times": unseen, "drift": _drift(true, out, keep)}
+
+
+def _drift(true: Trajectories, out: dict[str, Tensor], keep: np.ndarray) -> dict[str, Any] | None:
+    """Median relative drift of the energy and median drift of the momentum at each time, predicted and true."""
+    if "trajectory_vel" not in out:
+        return None
+    kept = replace(true, positions=true.positions[:, keep], velocities=true.velocities[:, keep], times=true.times[keep])
+    positions, velocities = (out[k].transpose(1, 2).double().numpy() for k in ("trajectory", "trajectory_vel"))
+    predicted = replace(kept, positions=positions, velocities=velocities)
+    drift: dict[str, Any] = {}
+    kinetic, potential = kinetic_energy(kept)[:, :1], potential_energy(kept)[:, :1]
+    for name, trajectories in (("", predicted), ("_true", kept)):
+        energy = kinetic_energy(trajectories) + potential_energy(trajectories)
+        relative = np.abs(energy - kinetic - potential) / (np.abs(kinetic) + np.abs(potential))
+        change = np.linalg.norm(momentum(trajectories) - momentum(kept)[:, :1], axis=-1)
+        drift["energy" + name] = np.median(relative, axis=0).tolist()
+        drift["momentum" + name] = np.median(change, axis=0).tolist()
+    drift["times"] = true.times[keep].tolist()
+    return drift
+
+
+def _write_predictions(folder: Path, sample: Data, times: np.ndarray, predicted: Tensor, true: Tensor) -> None:
+    arrays = {
+        "times": times,
+        "initial": sample.pos[:SHOWN].numpy(),
+        "initial_vel": sample.vel[:SHOWN].numpy(),
+        "predicted": predicted[:SHOWN].transpose(1, 2).numpy(),
+        "true": true[:SHOWN].transpose(1, 2).numpy(),
+        "charge": sample.charge[:SHOWN].numpy(),
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(folder / "predictions.npz", buffer.getvalue())

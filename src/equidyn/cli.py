@@ -1,0 +1,260 @@
+"""The command line: a few verbs, no per-model flags."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from equidyn import __version__
+from equidyn.core.errors import EquidynError, InputError, unknown_name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 on success, 1 where a check failed, 2 for bad input (with one line on stderr)."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.run is not _train:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return options.run(options, rest) if options.run is _train else options.run(options)
+    except EquidynError as error:
+        print(f"equidyn: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("equidyn: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="equidyn", description="Learn how things move and interact in 3D.")
+    parser.add_argument("--version", action="version", version=f"equidyn {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    simulate = verb("simulate", _simulate, "Simulate particles and write a trajectory file.")
+    simulate.add_argument("system", help="charged, springs or gravity")
+    simulate.add_argument("out", type=Path, help="trajectory file to write (.npz)")
+    simulate.add_argument("--num", type=int, default=1000, help="number of trajectories (default 1000)")
+    simulate.add_argument("--bodies", type=int, default=5, help="bodies per trajectory (default 5)")
+    simulate.add_argument("--steps", type=int, default=5000, help="time steps (default 5000)")
+    simulate.add_argument("--dt", type=float, default=1e-3, help="time step (default 0.001)")
+    simulate.add_argument("--store-every", type=int, default=100, help="steps between frames (default 100)")
+    simulate.add_argument("--seed", type=int, default=43, help="random seed (default 43, the benchmark's)")
+    simulate.add_argument(
+        "--accurate", action="store_true", help="adaptive integration to 1e-12 instead of the benchmark's"
+    )
+    simulate.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a constant of the system, e.g. box=none"
+    )
+
+    train = verb("train", _train, "Train a recipe; any --section.key value overrides it.")
+    train.add_argument("recipe", help="recipe file, or the name of a shipped one (nbody/egno)")
+    train.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders (default runs)")
+    train.add_argument("--resume", action="store_true", help="continue the run where it stopped")
+
+    evaluate = verb("evaluate", _evaluate, "Measure a trained run on its test samples.")
+    evaluate.add_argument("run_folder", type=Path, nargs="+", metavar="RUN")
+    evaluate.add_argument("--data", help="other data than the recipe's")
+
+    predict = verb("predict", _predict, "Predict trajectories from a file of initial states.")
+    predict.add_argument("run_folder", type=Path, metavar="RUN")
+    predict.add_argument("states", type=Path, help="trajectory file whose frame --frame holds the initial states")
+    predict.add_argument("out", type=Path, help="trajectory file to write (.npz)")
+    predict.add_argument("--frame", type=int, default=0, help="frame of the initial states (default 0)")
+    predict.add_argument("--times", type=float, nargs="+", help="times to predict; default: those of the training")
+
+    report = verb("report", _report, "Write a self-contained HTML page about one or more runs.")
+    report.add_argument("run_folder", type=Path, nargs="+", metavar="RUN")
+    report.add_argument("--out", type=Path, help="default: report.html in the first run folder")
+
+    verify = verb("verify", _verify, "Replay golden records and compare every output.")
+    verify.add_argument("record", nargs="+", help="record files (.npz)")
+    verify.add_argument("--all", action="store_true", help="print every output, not only the worst")
+
+    verb("list", _list, "List the systems.")
+    cite = verb("cite", _cite, "Print the BibTeX entry of systems.")
+    cite.add_argument("system", nargs="+")
+    return parser
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+
+    from equidyn.data.trajectories import check_writable, write_trajectories
+    from equidyn.simulate import get_system, simulate
+
+    check_writable(options.out)
+    system = get_system(options.system, **dict(_constant(text) for text in options.set))
+    with Progress(transient=True) as bar:
+        task = bar.add_task(f"{options.num} trajectories", total=None)
+        made = simulate(
+            system,
+            options.num,
+            bodies=options.bodies,
+            steps=options.steps,
+            dt=options.dt,
+            store_every=options.store_every,
+            seed=options.seed,
+            accurate=options.accurate,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    write_trajectories(options.out, made)
+    drift = made.meta["drift"]
+    print(f"{options.out}: {len(made)} trajectories, {made.positions.shape[1]} frames, {options.bodies} bodies")
+    print(f"relative energy drift: median {drift['energy_median']:.2g}, largest {drift['energy_max']:.2g}")
+    return 0
+
+
+def _constant(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError("constant of the system", where="--set", expected="NAME=VALUE", got=text)
+    try:
+        return name, None if value.lower() == "none" else float(value)
+    except ValueError:
+        raise InputError(
+            "constant of the system", where=f"--set {name}", expected="a number or none", got=value
+        ) from None
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe file by its path, or a shipped one by its name ("nbody/egno", with or without "recipes/" and ".yaml").
+
+    Raises:
+        InputError: neither exists.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    package = Path(str(resources.files("equidyn")))
+    for folder in (package / "recipes", package.parents[1] / "recipes"):  # installed, or in a checkout
+        short = name.removeprefix("recipes/").removesuffix(".yaml")
+        if (folder / f"{short}.yaml").is_file():
+            return folder / f"{short}.yaml"
+        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+        if known:
+            raise unknown_name("recipe", short, known)
+    raise InputError("no such recipe", where=name, expected="a YAML file")
+
+
+def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from equidyn.train import evaluate, read_recipe, train
+
+    recipe = read_recipe(recipe_path(options.recipe), overrides)
+    folder = train(recipe, options.runs / recipe.name, resume=options.resume)
+    _print_results([evaluate(folder)])
+    print(f"run folder: {folder}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from equidyn.train import evaluate
+
+    _print_results([evaluate(folder, data=options.data) for folder in options.run_folder])
+    return 0
+
+
+def _print_results(results: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "F-MSE", "A-MSE", title=f"{results[0]['split']}, {results[0]['samples']} samples")
+    rows = {result["name"]: result for result in results} | results[0]["baselines"] | results[0]["published"]
+    for name, row in rows.items():
+        table.add_row(name, *(f"{row[k]:.5f}" if k in row else "" for k in ("f_mse", "a_mse")))
+    Console().print(table)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    import torch
+
+    from equidyn.data.nbody import initial_states
+    from equidyn.data.trajectories import check_writable, read_trajectories, write_trajectories
+    from equidyn.tasks import TrajectoryTask
+    from equidyn.train import load_model
+    from equidyn.train.evaluation import predict
+
+    check_writable(options.out)
+    trained = load_model(options.run_folder)
+    given = read_trajectories(options.states)
+    sample = initial_states(given, options.frame)
+    times = options.times or getattr(trained.model, "times", None)
+    if times is None:
+        raise InputError("this model predicts one state; it has no times", where=options.run_folder, expected="--times")
+    sample.times = torch.tensor([sorted(times)], dtype=torch.float64)
+    task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
+    out = predict(trained.model, task, sample)
+    positions = out["trajectory"].transpose(1, 2).double().numpy()
+    if "trajectory_vel" not in out:
+        raise InputError("this model gives no velocities to write", where=options.run_folder)
+    velocities = out["trajectory_vel"].transpose(1, 2).double().numpy()
+    meta = {**given.meta, "predicted_by": trained.config["name"]}
+    predicted = replace(given, positions=positions, velocities=velocities, times=sample.times[0].numpy(), meta=meta)
+    write_trajectories(options.out, predicted)
+    print(f"{options.out}: {len(predicted)} trajectories at {len(times)} times")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from equidyn.report import write_report
+    from equidyn.train import evaluate
+
+    for folder in options.run_folder:
+        if not (folder / "evaluation.json").is_file():
+            evaluate(folder)
+    print(write_report(options.run_folder, options.out or options.run_folder[0] / "report.html"))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from equidyn.interop import verify
+
+    failed = 0
+    for path in options.record:
+        outcomes = verify(path)
+        bad = [outcome for outcome in outcomes if not outcome.passed]
+        worst = max(outcomes, key=lambda o: (not o.passed, o.error / o.tolerance))
+        failed += bool(bad)
+        state = "FAIL" if bad else "ok"
+        print(
+            f"{state:4} {path}: {len(outcomes)} outputs, worst {worst.name} {worst.error:.1e} (limit {worst.tolerance:.0e})"
+        )
+        for outcome in outcomes if options.all else bad:
+            print(f"     {'ok  ' if outcome.passed else 'FAIL'} {outcome.error:9.2e}  {outcome.name}")
+    return 1 if failed else 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from equidyn.models import SYSTEMS
+
+    table = Table("system", "", "symmetry", "needs", "gives", "paper")
+    for name, entry in SYSTEMS.items():
+        paper = f"{entry.citation.venue} {entry.citation.year}, arXiv {entry.citation.arxiv}"
+        table.add_row(name, entry.title, entry.symmetry, ", ".join(entry.needs), ", ".join(entry.gives), paper)
+    Console().print(table)
+    return 0
+
+
+def _cite(options: argparse.Namespace) -> int:
+    from equidyn.models import SYSTEMS
+
+    for name in options.system:
+        if name not in SYSTEMS:
+            raise unknown_name("system", name, SYSTEMS)
+        print(SYSTEMS[name].citation.bibtex())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
