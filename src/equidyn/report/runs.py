@@ -292,8 +292,10 @@ def _drift(fields: _Fields, length: int) -> dict[str, Floats]:
     entry = fields.child("drift")
     if entry is None:
         return {}
+    times = entry.numbers("times", required=False)
     keys = ("energy", "momentum", "energy_true", "momentum_true")
-    return {key: values for key in keys if (values := entry.numbers(key, length, required=False)).size}
+    found = {key: values for key in keys if (values := entry.numbers(key, times.size or length, required=False)).size}
+    return found | {"times": times} if times.size else found
 
 
 def _read_predictions(path: Path) -> Predictions:

@@ -408,9 +408,10 @@ def _drift_chart(runs: Sequence[Run], quantity: str) -> str:
     series: list[Series] = []
     truths: list[Floats] = []
     for k, run in enumerate(runs):
-        drift, times = run.evaluation.drift, run.evaluation.times
+        drift = run.evaluation.drift
+        times = drift.get("times", run.evaluation.times)
         if quantity in drift:
-            series.append(Series(run.name, times, drift[quantity], _run_style(k), markers=True))
+            series.append(Series(run.name, times, drift[quantity], _run_style(k), markers="times" not in drift))
         true = drift.get(f"{quantity}_true")
         if true is not None and not any(np.array_equal(true, known, equal_nan=True) for known in truths):
             truths.append(true)
