@@ -169,7 +169,7 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
     table = Table("", "F-MSE", "A-MSE", title=f"{results[0]['split']}, {results[0]['samples']} samples")
     rows = {result["name"]: result for result in results} | results[0]["baselines"] | results[0]["published"]
     for name, row in rows.items():
-        table.add_row(name, *(f"{row[k]:.5f}" if k in row else "" for k in ("f_mse", "a_mse")))
+        table.add_row(name, *("" if row.get(k) is None else f"{row[k]:.5f}" for k in ("f_mse", "a_mse")))
     Console().print(table)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,9 @@ class NBody:
         """The samples of one part: "train", "val" or "test"."""
         frames = self.train_frames if name == "train" and self.train_frames else self.frames
         count = {"train": self.train, "val": self.val, "test": self.test}[name]
+        if not frames or any(b <= a for a, b in pairwise((self.start, *frames))):
+            expected = f"one or more after start = {self.start}, rising"
+            raise InputError("frames to predict", where=self.path, expected=expected, got=list(frames))
         file = _read(Path(self.path), name, self)
         have = len(file.positions)
         if not 0 < count <= have:
@@ -202,13 +206,11 @@ def _read(path: Path, name: str, options: NBody) -> _File:
     else:
         packed = _read_packed(path, name, options.frame_time)
         file = packed or _read_simulated(path, name, options)
-    steps = np.arange(1, file.positions.shape[1] + 1, dtype=np.float64)
-    Trajectories(
-        file.positions,
-        file.velocities if file.velocities.shape[1] > 1 else np.broadcast_to(file.velocities, file.positions.shape),
-        steps,
-        file.charges,
-    ).check(where=path)
+    shape, velocities = file.positions.shape, file.velocities
+    if len(shape) == 4 and velocities.shape == (shape[0], 1, *shape[2:]):  # known at the first frame alone
+        velocities = np.broadcast_to(velocities, shape)
+    steps = np.arange(1.0, 1 + (shape[1] if len(shape) == 4 else 0))
+    Trajectories(file.positions, velocities, steps, file.charges).check(where=path)
     return file
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
 from equidyn.interop.golden import Record
-from equidyn.interop.weights import Piece, linear, load_weights, weight_gradients
+from equidyn.interop.weights import Piece, linear, load_weights, refuse_activation, weight_gradients
 from equidyn.models.egnn import EGNN, EGNNOptions
 
 
@@ -20,32 +22,51 @@ def _variant(record: Record) -> str:
     raise InputError("variant of EGNN", where=record.path, expected="egnn_clean, n_body_system or qm9", got=name)
 
 
+_COMMON: dict[str, Any] = {"in_node_nf": ..., "hidden_nf": ..., "n_layers": 4, "act_fn": "SiLU"}
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "clean": {
+        "out_node_nf": ...,
+        "in_edge_nf": 0,
+        "residual": True,
+        "attention": False,
+        "normalize": False,
+        "tanh": False,
+        "coords_agg": "mean",
+    },
+    "vel": {"in_edge_nf": ..., "coords_weight": 1.0, "recurrent": False, "norm_diff": False, "tanh": False},
+    "qm9": {"in_edge_nf": ..., "coords_weight": 1.0, "attention": False, "node_attr": 1},
+}
+
+
 def _build(record: Record, variant: str) -> EGNN:
-    given = record.options
-    attention = bool(given.get("attention", False))
+    given = record.options(**_COMMON, **_ARGUMENTS[variant])
+    refuse_activation(given["act_fn"], record)
     if variant == "clean":
+        if given["coords_agg"] not in ("mean", "sum"):
+            raise InputError("coords_agg", where=record.path, expected="mean or sum", got=given["coords_agg"])
         options = EGNNOptions(
-            residual=given.get("residual", True),
-            attention=attention,
-            normalize="unit" if given.get("normalize") else "none",
-            bounded=given.get("tanh", False),
-            reduce=given.get("coords_agg", "mean"),
+            residual=given["residual"],
+            attention=bool(given["attention"]),
+            normalize="unit" if given["normalize"] else "none",
+            bounded=given["tanh"],
+            reduce=given["coords_agg"],
             clamp="none",
         )
     elif variant == "vel":
+        if given["coords_weight"] != 1:
+            raise InputError("coords_weight", where=record.path, expected=1.0, got=given["coords_weight"])
         options = EGNNOptions(
-            residual=given.get("recurrent", True),
-            attention=attention,
-            normalize="plus_one" if given.get("norm_diff") else "none",
-            bounded=given.get("tanh", False),
+            residual=given["recurrent"],
+            normalize="plus_one" if given["norm_diff"] else "none",
+            bounded=given["tanh"],
             clamp="message_component",
         )
-    else:
-        node_input = given["in_node_nf"] if given.get("node_attr") else 0
-        options = EGNNOptions(residual=True, attention=attention, node_input=node_input, move=False)
+    else:  # the points do not move: coords_weight has no effect
+        node_input = given["in_node_nf"] if given["node_attr"] else 0
+        options = EGNNOptions(attention=bool(given["attention"]), node_input=node_input, move=False)
     return EGNN(
         given["in_node_nf"],
-        given.get("in_edge_nf", 0),
+        given["in_edge_nf"] or 0,
         given["hidden_nf"],
         given["n_layers"],
         velocity=variant == "vel",

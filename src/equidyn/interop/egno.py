@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from equidyn.core.errors import InputError
 from equidyn.interop.golden import Record
-from equidyn.interop.weights import Piece, linear, load_weights, weight_gradients
+from equidyn.interop.weights import Piece, linear, load_weights, refuse_activation, weight_gradients
 from equidyn.models.egnn import EGNN, EGNNOptions
 from equidyn.models.egno import EGNO
 
 
+_ARGUMENTS: dict[str, Any] = {
+    "n_layers": ...,
+    "in_node_nf": ...,
+    "in_edge_nf": ...,
+    "hidden_nf": ...,
+    "activation": "SiLU",
+    "with_v": False,
+    "flat": False,
+    "norm": False,
+}
+_TEMPORAL = {"use_time_conv": True, "num_modes": 2, "num_timesteps": 8, "time_emb_dim": 32}
+
+
 def _build(record: Record) -> EGNN | EGNO:
-    given = record.options
+    temporal = record.meta["cls"].endswith("EGNO")
+    given = record.options(**_ARGUMENTS, **(_TEMPORAL if temporal else {}))
+    refuse_activation(given["activation"], record)
     options = {
         "residual": False,
         "shift_bias": True,
         "clamp": "component",
-        "distance": "one" if given.get("norm") else "squared",
-        "activation": "tanh" if given.get("flat") else "silu",
+        "distance": "one" if given["norm"] else "squared",
+        "activation": "tanh" if given["flat"] else "silu",
     }
-    sizes = (given["in_node_nf"], given["in_edge_nf"], given["hidden_nf"], given["n_layers"])
-    if not record.meta["cls"].endswith("EGNO"):
-        velocity = bool(given.get("with_v")) and "v" in record.inputs
-        return EGNN(*sizes, velocity=velocity, layer=EGNNOptions(**options)).to(record.dtype)
+    sizes = (given["in_node_nf"], given["in_edge_nf"] or 0, given["hidden_nf"], given["n_layers"])
+    if not temporal:
+        return EGNN(*sizes, velocity=given["with_v"], layer=EGNNOptions(**options)).to(record.dtype)
+    if not given["with_v"]:
+        raise InputError("with_v of EGNO", where=record.path, expected=True, got=given["with_v"])
     return EGNO(
         *sizes,
         times=[float(p + 1) for p in range(given["num_timesteps"])],
@@ -91,7 +110,9 @@ def replay(record: Record) -> dict[str, Tensor]:
         out = model(sample)
         results = {"x": out["pos"], "h": out["h"]} | ({"v": inputs["v"]} if "v" in inputs else {})
     else:
-        if len(model.time_convs):
+        if not len(model.time_convs):
+            _watch(model.layers[0], "mid/h_embed", found, lambda h, _: h)
+        else:
             conv, motion = model.time_convs[0], model.motion_convs[0]
             _watch(conv, "mid/h_embed", found, lambda h, _: h.flatten(0, 1))
             _watch(conv, "mid/tconv_h_0", found, lambda h, out: h + torch.nn.functional.leaky_relu(out))

@@ -47,10 +47,23 @@ class Record:
         """The precision the record was computed in."""
         return getattr(torch, self.meta["dtype"])
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The original's constructor arguments."""
-        return self.meta["constructor"]
+    def options(self, **defaults: Any) -> dict[str, Any]:
+        """The original's constructor arguments.
+
+        Args:
+            defaults: every argument the original knows, with the original's default; `...` where it has none.
+
+        Raises:
+            InputError: an argument that is not among them, or one without default that is missing.
+        """
+        given = {key: value for key, value in self.meta["constructor"].items() if key != "device"}
+        for key in given:
+            if key not in defaults:
+                raise unknown_name("constructor argument", key, defaults, where=self.path)
+        for key, value in defaults.items():
+            if value is ... and key not in given:
+                raise InputError("missing constructor argument", where=self.path, expected=key)
+        return defaults | given
 
 
 @dataclass(frozen=True)
@@ -80,16 +93,20 @@ def read_record(path: str | Path) -> Record:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         meta = json.loads(str(arrays.pop("meta")))
-        meta["system"], meta["dtype"]
+        meta["system"], meta["dtype"], meta["constructor"]
     except Exception as error:
         raise InputError("unreadable golden record", where=path, got=f"{type(error).__name__}: {error}") from None
+    if meta["dtype"] not in ("float64", "float32"):
+        raise InputError("dtype of the record", where=path, expected="float64 or float32", got=meta["dtype"])
     groups: dict[str, dict[str, Tensor]] = {"param": {}, "in": {}, "out": {}}
     for name, array in arrays.items():
         group, _, rest = name.partition("/")
         if group not in groups:
             raise InputError("array", where=path, expected="param/*, in/* or out/*", got=name)
-        if array.dtype.kind in "biuf":
+        if array.dtype.kind in "biufc":
             groups[group][rest] = torch.from_numpy(np.array(array))
+    if not groups["out"]:
+        raise InputError("golden record without outputs", where=path, expected="arrays out/*")
     return Record(path, meta, groups["param"], groups["in"], groups["out"])
 
 
@@ -109,7 +126,13 @@ def verify(path: str | Path) -> list[Outcome]:
     system = record.meta["system"]
     if system not in replayable():
         raise unknown_name("system", system, replayable(), where=path)
-    computed = importlib.import_module(f"equidyn.interop.{system}").replay(record)
+    replay = importlib.import_module(f"equidyn.interop.{system}").replay
+    try:
+        computed = replay(record)
+    except InputError as error:
+        raise InputError("record cannot be replayed", where=path, got=error) from None
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError("record cannot be replayed", where=path, got=f"{type(error).__name__}: {error}") from None
     return [_compare(name, computed.get(name), record) for name in record.outputs]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equidyn.core.errors import InputError
+from equidyn.interop.golden import Record
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,13 @@ def weight_gradients(model: nn.Module, pieces: list[Piece]) -> dict[str, Tensor]
             value = value.permute(inverse)
         gradients[piece.theirs] = value
     return gradients
+
+
+def refuse_activation(name: object, record: Record) -> None:
+    """Refuse a record whose original used another activation than SiLU.
+
+    Raises:
+        InputError: it did.
+    """
+    if not str(name).lower().startswith(("silu", "swish")):
+        raise InputError("activation", where=record.path, expected="SiLU", got=name)

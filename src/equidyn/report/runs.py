@@ -82,6 +82,11 @@ class Evaluation:
     unseen: UnseenTimes | None
     drift: dict[str, Floats]
 
+    @property
+    def one_time(self) -> bool:
+        """Whether the run predicts a single state (S2S), which has no error over a trajectory."""
+        return self.times.size == 1
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -264,9 +269,10 @@ class _Fields:
 
 
 def _score(fields: _Fields, horizon: int | None = None) -> Score:
-    """Published numbers have no horizon and may lack one of the two errors; measured ones have both."""
+    """Published numbers have no horizon and may lack an error; measured ones lack A-MSE at a single time alone."""
     measured = horizon is not None
-    f_mse, a_mse = (fields.number(key, required=measured) for key in ("f_mse", "a_mse"))
+    f_mse = fields.number("f_mse", required=measured)
+    a_mse = fields.number("a_mse", required=measured and horizon != 1)
     return Score(
         f_mse=math.nan if f_mse is None else f_mse,
         a_mse=math.nan if a_mse is None else a_mse,

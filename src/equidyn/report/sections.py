@@ -87,10 +87,11 @@ def _lead(runs: Sequence[Run]) -> str:
     samples = f"{count(result.samples)} " if result.samples is not None else ""
     compared = _comparison(result.score.f_mse, reference[1].f_mse) if reference else ""
     against = f" ({compared} than the best simple baseline, {reference[0]})" if reference and compared else ""
+    trajectory = "" if result.one_time else f" and {number(result.score.a_mse)} over the whole trajectory"
     return (
         f"{best.name} predicts how {count(best.predictions.initial.shape[1])} particles move. On {samples}"
         f"{result.split} samples its mean squared error is {number(result.score.f_mse)} at the last time "
-        f"point{against} and {number(result.score.a_mse)} over the whole trajectory."
+        f"point{against}{trajectory}."
     )
 
 
@@ -121,10 +122,9 @@ def _lead_symmetry(run: Run) -> str:
 
 def _facts(run: Run) -> str:
     result, reference = run.evaluation, _reference(run)
-    facts = [
-        ("F-MSE", number(result.score.f_mse), "last time point"),
-        ("A-MSE", number(result.score.a_mse), "all time points"),
-    ]
+    facts = [("F-MSE", number(result.score.f_mse), "last time point")]
+    if not result.one_time:
+        facts.append(("A-MSE", number(result.score.a_mse), "all time points"))
     if reference and 0 < result.score.f_mse < math.inf:
         ratio = reference[1].f_mse / result.score.f_mse
         facts.append(("Error reduction", f"{factor(ratio)}×", f"against {reference[0]}"))
@@ -233,7 +233,8 @@ def _row(name: str, score: Score, least: Sequence[float], *columns: str, unknown
 def _run_row(run: Run, style: str, least: Sequence[float]) -> str:
     result = run.evaluation
     ratio = _ratio(result.score, _reference(run))
-    row = _row(run.name, result.score, least, ratio, count(result.parameters), duration(result.seconds_train))
+    rest = (ratio, count(result.parameters), duration(result.seconds_train))
+    row = _row(run.name, result.score, least, *rest, unknown="–" if result.one_time else "not finite")
     return row.replace('<th scope="row">', f'<th scope="row"><span class="key {style}"></span>', 1)
 
 

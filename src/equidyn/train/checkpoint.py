@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 import equidyn
 from equidyn.core.errors import InputError, unknown_name
 from equidyn.core.files import write_atomically
 from equidyn.models import SYSTEMS
-from equidyn.train.recipe import build_arguments
+from equidyn.train.recipe import build_model
 
 FORMAT_VERSION = 1
 
@@ -39,7 +40,7 @@ class Trained:
 def save_model(folder: Path, model: nn.Module, config: dict[str, Any], info: dict[str, Any]) -> None:
     """Write weights and description, each file atomically.
 
-    The description names the weights by their checksum, so that a kill between the two files cannot pair strangers.
+    The weights carry the description too, so that files of two models cannot pass for one.
     """
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     description = {"format_version": FORMAT_VERSION, "equidyn": equidyn.__version__, "config": config, "info": info}
@@ -68,16 +69,19 @@ def load_model(run: str | Path) -> Trained:
     if not weights.is_file():
         raise InputError("no such file", where=weights, expected="the weights of the run")
     try:
-        tensors = safetensors.torch.load(weights.read_bytes())
+        with safetensors.safe_open(weights, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            inside = json.loads((file.metadata() or {}).get("description", "{}"))
     except Exception as error:
         raise InputError("corrupt weights", where=weights, expected="a safetensors file", got=error) from None
-    try:
-        kind = SYSTEMS[config["system"]].model
-        model = kind(**build_arguments(kind, config["model"]))
-    except (TypeError, InputError) as error:
-        raise InputError("description does not build a model", where=folder / "model.json", got=error) from None
-    _fill(model, tensors, weights)
-    return Trained(model.eval(), config, description["info"], folder)
+    model = build_model(SYSTEMS[config["system"]].model, config["model"], folder / "model.json")
+    refuse_other_tensors(model.state_dict(), tensors, weights)
+    if inside and any(inside["config"][key] != config.get(key) for key in ("system", "model", "data", "task")):
+        expected = f"the run described in {folder / 'model.json'}"
+        raise InputError("checkpoint of another model", where=weights, expected=expected, got=inside["config"]["name"])
+    model.load_state_dict(tensors)
+    # A kill between the two files leaves an older description of the same run beside the weights.
+    return Trained(model.eval(), config, inside.get("info", description["info"]), folder)
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -94,10 +98,13 @@ def _read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _fill(model: nn.Module, tensors: dict[str, Any], where: Path) -> None:
-    own = model.state_dict()
-    for name in own.keys() | tensors.keys():
-        mine, theirs = (tuple(d[name].shape) if name in d else "no such tensor" for d in (own, tensors))
+def refuse_other_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: Path) -> None:
+    """Compare names and shapes of the tensors a model has with those of a file.
+
+    Raises:
+        InputError: they differ.
+    """
+    for name in sorted(own.keys() | given.keys()):
+        mine, theirs = (tuple(d[name].shape) if name in d else "no such tensor" for d in (own, given))
         if mine != theirs:
             raise InputError("checkpoint of another model", where=where, expected=f"{name} {mine}", got=theirs)
-    model.load_state_dict(tensors)

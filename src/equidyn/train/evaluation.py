@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -60,6 +61,8 @@ def evaluate(run: str | Path, *, data: str | None = None) -> dict[str, Any]:
     task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
     test, fit_on = source.part("test"), replace(source, train_frames=None).part("train")
     horizon = _horizon(trained.model, task, test)
+    if len(horizon) == 1:  # state to state: the last time alone
+        test, fit_on = (replace(source, frames=source.frames[-1:], train_frames=None).part(n) for n in ("test", "train"))
     entry = SYSTEMS[trained.config["system"]]
     result: dict[str, Any] = {
         "name": trained.config["name"],
@@ -70,8 +73,8 @@ def evaluate(run: str | Path, *, data: str | None = None) -> dict[str, Any]:
         "epoch": trained.info["epoch"],
         "val_f_mse": trained.info["val_f_mse"],
         "f_mse": horizon[-1],
-        "a_mse": float(np.mean(horizon)),
-        "times": test.times[-len(horizon) :].tolist(),
+        "a_mse": float(np.mean(horizon)) if len(horizon) > 1 else None,
+        "times": test.times.tolist(),
         "horizon_mse": horizon,
         "baselines": _baselines(test, fit_on),
         "symmetry": _symmetry(trained.model, test, entry.symmetry),
@@ -81,8 +84,17 @@ def evaluate(run: str | Path, *, data: str | None = None) -> dict[str, Any]:
         "machine": f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}",
     }
     result |= _cost(trained.folder) | _dense(trained, task, source, test)
-    write_atomically(trained.folder / "evaluation.json", json.dumps(result, indent=1))
+    write_atomically(trained.folder / "evaluation.json", json.dumps(_finite(result), indent=1, allow_nan=False))
     return result
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not know (an energy at coincident particles, say)."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @torch.no_grad()
@@ -113,7 +125,7 @@ def _baselines(test: ParticleDataset, train: ParticleDataset) -> dict[str, dict[
     predicted = {"constant": constant(whole), "ballistic": ballistic(whole), "linear": linear(whole, factors)}
     errors = {name: horizon_error(trajectory, whole) for name, trajectory in predicted.items()}
     return {
-        name: {"f_mse": error[-1], "a_mse": float(np.mean(error)), "horizon_mse": error}
+        name: {"f_mse": error[-1], "a_mse": float(np.mean(error)) if len(error) > 1 else None, "horizon_mse": error}
         for name, error in errors.items()
     }
 
@@ -153,10 +165,8 @@ def _dense(trained: Trained, task: TrajectoryTask, source: NBody, test: Particle
     any_time = true is not None and hasattr(trained.model, "times") and not task.rollout
     if not any_time:
         sample = test.__getitems__(range(min(SHOWN, len(test))))
-        times = sample.times[0].numpy()
         out = predict(trained.model, task, sample)["trajectory"]
-        times = times[-out.shape[-2] :]
-        _write_predictions(trained.folder, sample, times, out, sample.trajectory[..., -out.shape[-2] :, :])
+        _write_predictions(trained.folder, sample, sample.times[0].numpy(), out, sample.trajectory)
         return {"unseen_times": None, "drift": None}
     assert true is not None
     sample = initial_states(start)

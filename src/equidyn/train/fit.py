@@ -2,41 +2,70 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
+from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 
 from equidyn.core.errors import InputError
 from equidyn.core.files import make_folder, write_atomically
 from equidyn.train.callbacks import EpochProgress, RunFolder
+from equidyn.train.checkpoint import refuse_other_tensors
 from equidyn.train.module import TrainingModule
 from equidyn.train.recipe import Recipe
 
 _PRECISION = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
+# What a resumed run may do otherwise than the run it continues.
+_MAY_CHANGE = ("name", "published", "data.path", *(f"train.{k}" for k in ("epochs", "patience", "threads", "compile")))
+_STATE = {"state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops", "epoch", "global_step"}
 
 
 class EpochSampler(Sampler[int]):
-    """A random order that depends on the seed and the epoch alone, so that a resumed epoch is the same epoch."""
+    """A random order that depends on the seed and the epoch alone, so that a resumed epoch is the same epoch.
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    Of several processes each takes every n-th sample of it: together they take, at each step, the batch that one
+    process with n times the batch size would.
+    """
+
+    def __init__(self, length: int, seed: int, processes: int = 1) -> None:
+        self.length, self.seed, self.processes, self.epoch = length, seed, processes, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return self.length // self.processes
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(RandomSampler(range(self.length), generator=generator))
+        order = list(RandomSampler(range(self.length), generator=generator))
+        rank = distributed.get_rank() if self.processes > 1 else 0
+        return iter(order[rank : len(self) * self.processes : self.processes])
+
+
+class _WholeFiles(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        make_folder(Path(path).parent)
+        write_atomically(Path(path), buffer.getvalue())
 
 
 def _only(batch):
@@ -47,10 +76,10 @@ def loaders(recipe: Recipe) -> tuple[DataLoader, DataLoader]:
     """Batches for training (shuffled, the last incomplete one dropped) and for validation."""
     data = recipe.build_data()
     train, val = data.part("train"), data.part("val")
-    size = recipe.train.batch_size
-    if not 0 < size <= len(train):
-        raise InputError("batch_size", where=recipe.name, expected=f"1 to {len(train)}", got=size)
-    order = EpochSampler(len(train), recipe.seed)
+    size, most = recipe.train.batch_size, len(train) // recipe.train.devices
+    if not 0 < size <= most:
+        raise InputError("batch_size", where=recipe.name, expected=f"1 to {most}", got=size)
+    order = EpochSampler(len(train), recipe.seed, recipe.train.devices)
     return (
         DataLoader(train, size, sampler=order, drop_last=True, collate_fn=_only),
         DataLoader(val, max(size, 250), collate_fn=_only),
@@ -63,7 +92,8 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     Args:
         recipe: what to train.
         folder: made if it does not exist.
-        resume: continue a run from its last checkpoint, bit for bit as if it had not stopped.
+        resume: continue a run from its last checkpoint, bit for bit as if it had not stopped (from the start if it
+            stopped before its first checkpoint). More epochs or patience may be given; a finished run stays as it is.
         progress: show a progress bar.
 
     Raises:
@@ -71,30 +101,36 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     """
     folder = Path(folder)
     last = folder / "checkpoints" / "last.ckpt"
-    if resume and not last.is_file():
-        raise InputError("nothing to resume", where=folder, expected="checkpoints/last.ckpt")
-    if not resume and (folder / "config.yaml").exists():
+    if resume:
+        _refuse_other_recipe(recipe, folder)
+    elif (folder / "config.yaml").exists() and rank_zero_only.rank == 0:
         raise InputError("the folder holds a run", where=folder, expected="another --name, or --resume to continue it")
     options = recipe.train
-    if options.threads:
-        torch.set_num_threads(options.threads)
     seed_everything(recipe.seed, verbose=False)
     batches, validation = loaders(recipe)
     module = TrainingModule(recipe.build_model(), recipe.build_task(), options, len(batches))
-    if options.compile:
-        module.model.compile()
+    resume = resume and last.is_file()
+    if resume and _finished(_read_checkpoint(last, module), recipe):
+        return folder
+    trainer = _trainer(recipe, folder, progress)
     make_folder(folder)
-    write_atomically(folder / "config.yaml", yaml.safe_dump(recipe.config, sort_keys=False))
-    _trainer(recipe, folder, progress).fit(
-        module, batches, validation, ckpt_path=str(last) if resume else None, weights_only=True
-    )
+    if rank_zero_only.rank == 0:
+        write_atomically(folder / "config.yaml", yaml.safe_dump(recipe.config, sort_keys=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec).*")
+        try:
+            trainer.fit(module, batches, validation, ckpt_path=str(last) if resume else None, weights_only=True)
+        except ProcessRaisedException as error:  # an error of ours in another process comes as its traceback
+            *_, line = str(error).strip().splitlines()
+            if not line.startswith(InputError.__module__):
+                raise
+            raise InputError(line.partition(": ")[2]) from None
     return folder
 
 
 def _trainer(recipe: Recipe, folder: Path, progress: bool) -> Trainer:
     options = recipe.train
-    keep = RunFolder(folder, recipe.config)
-    callbacks: list[Callback] = [keep]
+    callbacks: list[Callback] = [RunFolder(folder, recipe.config)]
     if options.patience:
         callbacks.append(EarlyStopping("val_f_mse", patience=options.patience, check_on_train_epoch_end=False))
     if progress:
@@ -110,20 +146,70 @@ def _trainer(recipe: Recipe, folder: Path, progress: bool) -> Trainer:
         )
     )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    return Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        strategy="ddp" if options.devices > 1 else "auto",
-        precision=_PRECISION[options.precision],
-        max_epochs=options.epochs,
-        check_val_every_n_epoch=options.eval_every,
-        gradient_clip_val=options.clip or None,
-        callbacks=callbacks,
-        deterministic="warn",
-        logger=False,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
+    # Processes of our own, unless a launcher (torchrun, SLURM) has started them.
+    launch = "ddp" if "WORLD_SIZE" in os.environ or "SLURM_PROCID" in os.environ else "ddp_spawn"
+    try:
+        return Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            # Some systems have parameters that a task does not reach.
+            strategy=f"{launch}_find_unused_parameters_true" if options.devices > 1 else "auto",
+            use_distributed_sampler=False,
+            precision=_PRECISION[options.precision],
+            max_epochs=options.epochs,
+            check_val_every_n_epoch=options.eval_every,
+            gradient_clip_val=options.clip or None,
+            callbacks=callbacks,
+            plugins=[_WholeFiles()],
+            deterministic="warn",
+            logger=False,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        where = f"train.accelerator {options.accelerator}, train.devices {options.devices}"
+        raise InputError("cannot train there", where=where, got=error) from None
+
+
+def _refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise InputError("nothing to resume", where=folder, expected="a run folder (config.yaml)")
+    try:
+        stored = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise InputError("corrupt configuration", where=path, got=error) from None
+    asked = _flat(recipe.config)
+    for key in sorted(stored.keys() | asked.keys()):
+        if stored.get(key) != asked.get(key) and not key.startswith(_MAY_CHANGE):
+            raise InputError(f"{key} of another run", where=path, expected=stored.get(key), got=asked.get(key))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _read_checkpoint(path: Path, module: TrainingModule) -> dict[str, Any]:
+    """A training state that fits the module; nothing in the file is executed."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise InputError("corrupt checkpoint", where=path, expected="a training state", got=what) from None
+    if not isinstance(content, dict) or not content.keys() >= _STATE:
+        raise InputError("not a checkpoint of a run", where=path, expected=f"the entries {', '.join(sorted(_STATE))}")
+    refuse_other_tensors(module.state_dict(), content["state_dict"], path)
+    return content
+
+
+def _finished(content: dict[str, Any], recipe: Recipe) -> bool:
+    waited = [s["wait_count"] for name, s in content["callbacks"].items() if name.startswith("EarlyStopping")]
+    stopped = recipe.train.patience and any(count >= recipe.train.patience for count in waited)
+    return bool(stopped) or content["epoch"] + 1 >= recipe.train.epochs
+
+

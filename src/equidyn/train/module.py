@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -28,12 +30,27 @@ class TrainingModule(LightningModule):
         self.model, self.task, self.options, self.steps_per_epoch = model, task, options, steps_per_epoch
         # A part of the state: it is saved and resumed with the rest.
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
+        if self.average is not None:
+            self.average.requires_grad_(False)
         self._errors: list[tuple[int, Tensor]] = []
 
     @property
     def evaluated(self) -> nn.Module:
         """The model that is evaluated and kept: the averaged one if there is one."""
         return self.average.module if self.average is not None else self.model
+
+    def setup(self, stage: str) -> None:
+        """What each process does for itself."""
+        if self.options.threads:
+            torch.set_num_threads(self.options.threads)
+        if self.options.compile:
+            self.model.compile()
+
+    def on_after_batch_transfer(self, batch: Data, dataloader_idx: int) -> Data:
+        """Samples are stored in float32; training in float64 casts them."""
+        if self.options.precision != "64":
+            return batch
+        return copy(batch).apply(lambda t: t.double() if t.is_floating_point() else t)
 
     def training_step(self, batch: Data, index: int) -> Tensor:
         """The loss of one batch."""
@@ -75,8 +92,7 @@ class TrainingModule(LightningModule):
         """Adam or AdamW, with the schedule of the recipe."""
         options = self.options
         kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-        fused = next(self.model.parameters()).is_floating_point()
-        optimizer = kind(self.model.parameters(), options.lr, weight_decay=options.weight_decay, fused=fused)
+        optimizer = kind(self.model.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
         total, warmup = options.epochs * self.steps_per_epoch, options.warmup * self.steps_per_epoch
 
         def factor(step: int) -> float:

@@ -22,6 +22,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch import nn
 
 from equidyn.core.catalogue import Entry
 from equidyn.core.errors import InputError, unknown_name
@@ -36,7 +37,7 @@ class TrainOptions:
 
     Attributes:
         epochs: passes over the training samples.
-        batch_size: samples per step; the last incomplete batch of an epoch is dropped.
+        batch_size: samples per step and process; the last incomplete batch of an epoch is dropped.
         lr: learning rate of Adam.
         weight_decay: L2 term of Adam ("adam") or decoupled ("adamw").
         optimizer: "adam" or "adamw".
@@ -49,8 +50,13 @@ class TrainOptions:
         precision: "32", "64", or "bf16" (autocast).
         compile: torch.compile the model where possible.
         threads: CPU threads; 0 for all.
-        devices: processes (CPU) or devices (GPU) to train on.
+        devices: processes (CPU) or devices (GPU) to train on, each with its own batches: a step sees
+            `devices * batch_size` samples, the same ones in the same epoch as one process with that batch size would,
+            and ends at the same weights, to rounding. Every process evaluates all validation samples.
         accelerator: "auto", "cpu", "gpu" ...
+
+    Raises:
+        InputError: a value out of range.
     """
 
     epochs: int = 100
@@ -69,6 +75,19 @@ class TrainOptions:
     threads: int = 0
     devices: int = 1
     accelerator: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_every", "devices"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("eval_every", self.eval_every <= self.epochs, f"at most the {self.epochs} epochs")
+        for name in ("weight_decay", "warmup", "clip", "patience", "threads"):
+            self._require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
+        self._require("lr", 0 < self.lr < float("inf"), "more than 0")
+        self._require("ema", 0 <= self.ema < 1, "0 or more and less than 1")
+
+    def _require(self, name: str, right: bool, expected: str) -> None:
+        if not right:
+            raise InputError("value out of range", where=f"train.{name}", expected=expected, got=getattr(self, name))
 
 
 @dataclass
@@ -99,7 +118,7 @@ class Recipe:
 
     def build_model(self) -> Any:
         """The model, freshly initialised."""
-        return self.system.model(**self.model)
+        return build_model(self.system.model, self.config["model"], f"model of {self.name}")
 
     def build_task(self) -> Any:
         """The task."""
@@ -166,6 +185,20 @@ def build_arguments(target: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _build(hints.get(key), value) for key, value in values.items()}
 
 
+def build_model(kind: type[nn.Module], values: Mapping[str, Any], where: object) -> nn.Module:
+    """A model from the plain values of a recipe.
+
+    Raises:
+        InputError: they do not build one.
+    """
+    try:
+        return kind(**build_arguments(kind, values))
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise InputError("these values build no model", where=where, got=error) from None
+
+
 def _build(kind: Any, value: Any) -> Any:
     if is_dataclass(kind) and isinstance(value, Mapping):
         return kind(**value)
@@ -191,7 +224,11 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
         key, equals, value = flag.partition("=")
         if not key.startswith("--") or not (equals or rest):
             raise InputError("override", where="command line", expected="--section.key value", got=flag)
-        pairs.append((key[2:], yaml.safe_load(value if equals else rest.pop(0))))
+        text = value if equals else rest.pop(0)
+        try:
+            pairs.append((key[2:], yaml.safe_load(text)))
+        except yaml.YAMLError:
+            raise InputError("unreadable value", where=f"command line {key}", got=text) from None
     return pairs
 
 
