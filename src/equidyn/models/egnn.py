@@ -44,7 +44,8 @@ class EGNNOptions:
         clamp: bound of 100 on the shift: its norm (equivariant), its components, the components of every summand,
             or no bound. The component forms are the originals'.
         shift_bias: bias on the coordinate weight; with it the weight starts at the default scale instead of near zero.
-        distance: squared distances as input of the messages, or the constant 1 (`norm` of the EGNO code).
+        distance: squared distances q as input of the messages; or q, 1 / sqrt(q + 0.01) and 1 / (q + 0.01), for forces
+            that grow towards contact (ours); or the constant 1 (`norm` of the EGNO code).
         activation: "silu", or "tanh" with inner layers four times as wide (`flat` of the EGNO code).
         node_input: give the node update the input features x again (`node_attr` of the QM9 code).
         move: update the positions (the QM9 form does not).
@@ -59,7 +60,7 @@ class EGNNOptions:
     reduce: Literal["mean", "sum"] = "mean"
     clamp: Clamp = "norm"
     shift_bias: bool = False
-    distance: Literal["squared", "one"] = "squared"
+    distance: Literal["squared", "inverse", "one"] = "squared"
     activation: Literal["silu", "tanh"] = "silu"
     node_input: int = 0
     move: bool = True
@@ -120,7 +121,8 @@ class EGNNLayer(nn.Module):
         inner = 4 * hidden_dim if options.activation == "tanh" else hidden_dim
         self.act = _activation(options.activation)
         # phi_e on [h_i ++ h_j ++ |r_ij|^2 ++ a_ij]; the two node parts are applied per node.
-        parts = split_linear((hidden_dim, hidden_dim, 1, *([edge_dim] if edge_dim else [])), inner)
+        distances = 3 if options.distance == "inverse" else 1
+        parts = split_linear((hidden_dim, hidden_dim, distances, *([edge_dim] if edge_dim else [])), inner)
         self.from_receiver, self.from_sender, self.from_distance = parts[:3]
         self.from_edge = parts[3] if edge_dim else None
         self.message_out = Linear(inner, hidden_dim)
@@ -160,9 +162,7 @@ class EGNNLayer(nn.Module):
         maps += [self.from_self] if self.update_features else []
         receiver, sender, *others = side_by_side(h, *maps)
         r = edges.from_receivers(x) - edges.from_senders(x)
-        q = r.square().sum(-1, keepdim=True)
-        if self.options.distance == "one":
-            q = torch.ones_like(q)
+        q = self._distance(r)
         shared = None if self.from_edge is None else self.from_edge(edge_attr)  # one row per edge of a single copy
         if self.fused:
             total, g = fused_messages(torch.cat([receiver, sender], dim=-1), q, shared, edges, self._weights())
@@ -180,6 +180,14 @@ class EGNNLayer(nn.Module):
         update = self.node_out(self.act(a))
         return (h + update if self.options.residual else update), x, v
 
+    def _distance(self, r: Tensor) -> Tensor:
+        """What the messages see of the relative vectors r [E, n]: [E, D]."""
+        q = r.square().sum(-1, keepdim=True)
+        if self.options.distance == "inverse":
+            near = 1 / (q + 0.01)
+            return torch.cat([q, near.sqrt(), near], dim=-1)
+        return torch.ones_like(q) if self.options.distance == "one" else q
+
     def _messages(self, receiver: Tensor, sender: Tensor, q: Tensor, shared: Tensor | None, edges: Edges):
         """Sum of the messages m_ij at each node (equation 3) and their coordinate weights phi_x(m_ij)."""
         a = edges.from_receivers(receiver) + edges.from_senders(sender) + self.from_distance(q)
@@ -192,7 +200,7 @@ class EGNNLayer(nn.Module):
 
     def _weights(self) -> MessageWeights:
         second, third, fourth = self.message_out, self.shift.inner, self.shift.out
-        distance = self.from_distance.weight[:, 0]
+        distance = self.from_distance.weight
         return MessageWeights(
             distance, second.weight, second.bias, third.weight, third.bias, fourth.weight, fourth.bias
         )

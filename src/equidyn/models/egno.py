@@ -17,8 +17,8 @@ composition is.
 Differences from the original: time points are physical times and any of them inside the window can be asked for (the
 convolution integrates over the anchor times alone, so an answer does not depend on what else is asked); the graph is
 not copied in memory per time point beyond its indices; float64 works; a prediction does not depend on the rest of the
-batch. `motion="newton"` is ours: the layers give accelerations along the trajectory, which are integrated twice in time
-(a Picard iteration), in place of the learned mixing of positions and velocities.
+batch. Ours, and off by default: `lift="ballistic"` starts from x + v t instead of from x at every time, and
+`basis="cosine"` does not take the trajectory for a periodic one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from equidyn.core.errors import InputError, unknown_name
 from equidyn.ops.edges import EdgeCache, Edges
 from equidyn.ops.linear import Linear, linear
 from equidyn.ops.temporal import Basis, TemporalConv
-from equidyn.ops.time import DoubleIntegral, sinusoidal_embedding
+from equidyn.ops.time import sinusoidal_embedding
 
 PAPER_LAYER = {"residual": False, "shift_bias": True}
 """Options of the EGNN backbone as the EGNO paper uses it."""
@@ -86,14 +86,13 @@ class EGNO(nn.Module):
         edge_dim: A, scalar features per edge.
         hidden_dim: H.
         num_layers: L.
-        times: the P equidistant times predicted when a sample names none; the last one closes the window. In the
-            "learned" motion they are also the anchors of the temporal convolution.
+        times: the P equidistant anchor times of the temporal convolution, predicted when a sample names no times; the
+            last one closes the window.
         num_modes: M of the temporal convolutions; 0 leaves them out (EGNN-S: time slices do not see each other).
-        motion: "learned" as in the paper, or "newton": accelerations integrated twice (module docstring).
-        num_nodes: collocation points in time of the "newton" motion.
         backbone: name of the spatial layer, see `equidyn.core.catalogue.BACKBONES`.
         options: options of the backbone; None for the paper's.
         basis: of the temporal convolutions.
+        lift: trajectory that the first layer starts from, "constant" x or "ballistic" x + v t.
         time_dim: width of the time embedding.
         features: also return `h`; without, the last layer computes none.
 
@@ -110,11 +109,10 @@ class EGNO(nn.Module):
         *,
         times: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0),
         num_modes: int = 2,
-        motion: Literal["learned", "newton"] = "learned",
-        num_nodes: int = 6,
         backbone: str = "egnn",
         options: dict[str, Any] | None = None,
         basis: Basis = "fourier",
+        lift: Literal["constant", "ballistic"] = "constant",
         time_dim: int = 32,
         features: bool = False,
     ) -> None:
@@ -123,31 +121,20 @@ class EGNO(nn.Module):
             raise unknown_name("backbone", backbone, BACKBONES)
         self.times = _equidistant(times)
         self.spacing = self.times[-1] - self.times[-2] if len(times) > 1 else self.times[0]
-        self.motion, self.time_dim, self.features = motion, time_dim, features
-        num_points = len(times) if motion == "learned" else num_nodes
+        self.lift, self.time_dim, self.features = lift, time_dim, features
         convolve = range(num_layers if num_modes else 0)
         self.embedding = Linear(node_dim + time_dim, hidden_dim)
         self.time_convs = nn.ModuleList(
-            TemporalConv(hidden_dim, num_points, num_modes, basis=basis, scale=hidden_dim**-2) for _ in convolve
+            TemporalConv(hidden_dim, len(times), num_modes, basis=basis, scale=hidden_dim**-2) for _ in convolve
         )
         # Positions and velocities are two channels of vectors, mixed over time as the scalars are (equation 8).
-        self.motion_convs = nn.ModuleList(
-            TemporalConv(2, num_points, num_modes, basis=basis) for _ in convolve if motion == "learned"
-        )
+        self.motion_convs = nn.ModuleList(TemporalConv(2, len(times), num_modes, basis=basis) for _ in convolve)
         layer = BACKBONES[backbone]
         layer_options = layer.Options(**(PAPER_LAYER if options is None else options))
         self.layers = nn.ModuleList(
-            layer(
-                hidden_dim,
-                edge_dim,
-                velocity=motion == "learned",
-                update_features=features or number < num_layers - 1,
-                options=layer_options,
-            )
+            layer(hidden_dim, edge_dim, update_features=features or number < num_layers - 1, options=layer_options)
             for number in range(num_layers)
         )
-        if motion == "newton":
-            self.integral = DoubleIntegral(num_nodes, self.times[-1])
         self._edges = EdgeCache()
 
     def forward(self, sample: Data) -> dict[str, Tensor]:
@@ -161,11 +148,9 @@ class EGNO(nn.Module):
             raise InputError("node features", where="field x", expected=f"[N, {width}]", got=tuple(sample.x.shape))
         rows = _Rows(sample)
         times = self._requested(sample.get("times"))
-        slices = len(self.integral.nodes) if self.motion == "newton" else len(self.times)
-        if times is not None and self.motion == "learned":
-            slices += times.shape[1]
+        slices = len(self.times) + (0 if times is None else times.shape[1])
         edges = self._edges(rows.edge_index, rows.num_nodes, rows.pos.dtype, slices * rows.copies)
-        x, v, h = (self._learned if self.motion == "learned" else self._newton)(rows, edges, times)
+        x, v, h = self._evolve(rows, edges, times)
         out = {"trajectory": rows.unflatten(x), "trajectory_vel": rows.unflatten(v)}
         return out | {"h": rows.unflatten(h)} if self.features else out
 
@@ -199,8 +184,8 @@ class EGNO(nn.Module):
         out = self.layers[number](*flat, edges, rows.edge_attr)
         return tuple(t if t is None else t.view(*x.shape[:2], -1) for t in out)
 
-    def _learned(self, rows: _Rows, edges: Edges, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The paper's operator: x, v, h at the model's times, or at the requested ones, [P, R, C] each."""
+    def _evolve(self, rows: _Rows, edges: Edges, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x, v, h at the model's times, or at the requested ones, [P, R, C] each (equations 5 to 8)."""
         own = len(self.times)
         points = torch.arange(own, dtype=torch.float64, device=rows.pos.device)[:, None]
         asked = None
@@ -210,6 +195,8 @@ class EGNO(nn.Module):
             asked = asked.to(rows.pos.dtype)
         h = self._embed(rows.x, points)
         x, v = (t.expand(len(points), -1, -1) for t in (rows.pos, rows.vel))
+        if self.lift == "ballistic":
+            x = x + v * (self.times[0] + points * self.spacing).to(x.dtype)[..., None]
         centre = rows.centre()
         for number in range(len(self.layers)):
             if len(self.time_convs):
@@ -220,23 +207,6 @@ class EGNO(nn.Module):
             h, x, v = self._layer(number, h, x, v, edges, rows)
         keep = slice(None) if times is None else slice(own, None)
         return x[keep], v[keep], h[keep]
-
-    def _newton(self, rows: _Rows, edges: Edges, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Picard iteration: accelerations along the current trajectory, integrated twice, give the next one."""
-        num = len(self.integral.nodes)
-        points = torch.arange(num, dtype=torch.float64, device=rows.pos.device)[:, None]
-        h = self._embed(rows.x, points)
-        force = torch.zeros_like(rows.pos).expand(num, -1, -1)
-        for number in range(len(self.layers)):
-            x, _ = self.integral(rows.pos, rows.vel, force)
-            if len(self.time_convs):
-                h = h + F.leaky_relu(self.time_convs[number](h))
-            h, moved, _ = self._layer(number, h, x, None, edges, rows)
-            force = moved - x
-        if times is None:
-            times = torch.tensor([self.times], dtype=torch.float64, device=rows.pos.device)
-        x, v = self.integral(rows.pos, rows.vel, force, rows.of_graphs(times))
-        return x, v, h
 
 
 def _equidistant(times: Sequence[float]) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """The message network of EGNN and its kin as one operator with hand-written derivatives.
 
-    a_ij = r_i + s_j + q_ij w + e_ij        (the first map on [h_i ++ h_j ++ q_ij ++ e_ij], its parts applied apart)
+    a_ij = r_i + s_j + W q_ij + e_ij        (the first map on [h_i ++ h_j ++ q_ij ++ e_ij], its parts applied apart)
     m_ij = silu(W2 silu(a_ij) + b2)         (message)
     g_ij = w4 . silu(W3 m_ij + b3) + b4     (weight of the relative vector)
     M_i  = sum_j m_ij
@@ -26,7 +26,7 @@ _silu_backward = torch.ops.aten.silu_backward
 
 
 class MessageWeights(NamedTuple):
-    """Parameters: w [H'], W2 [H, H'], b2 [H], W3 [H', H], b3 [H'], w4 [1, H'], b4 [1] or None."""
+    """Parameters: W [H', D], W2 [H, H'], b2 [H], W3 [H', H], b3 [H'], w4 [1, H'], b4 [1] or None."""
 
     distance: Tensor
     weight2: Tensor
@@ -67,10 +67,10 @@ class _Message(torch.autograd.Function):
         grad_w2, grad_b2 = grad_b.T @ F.silu(a, inplace=False), grad_b.sum(0)
         grad_a = linear(grad_b, w.weight2.T)
         grad_a = _silu_backward.grad_input(grad_a, a, grad_input=grad_a)
-        # a = r_i + s_j + q w + e
+        # a = r_i + s_j + W q + e
         ends = (edges.receivers, edges.senders)
         grad_nodes = torch.stack([torch.ops.equidyn.collect(grad_a, *end) for end in ends], dim=1)
-        grad_q, grad_distance = (grad_a @ w.distance)[:, None], (q.T @ grad_a)[0]
+        grad_q, grad_distance = grad_a @ w.distance, grad_a.T @ q
         grad_shared = None if ctx.shared_rows is None else grad_a.view(-1, ctx.shared_rows, a.shape[1]).sum(0)
         grad_b4 = None if w.bias4 is None else grad_g.sum(0)
         by_weight = (grad_distance, grad_w2, grad_b2, grad_w3, grad_b3, grad_w4, grad_b4)
@@ -82,7 +82,7 @@ def _first_map(nodes: Tensor, q: Tensor, shared: Tensor | None, distance: Tensor
     pairs = nodes.reshape(2 * len(nodes), -1)
     begin = torch.arange(0, 2 * len(q), 2, device=q.device)
     a = torch.embedding_bag(pairs, edges.pairs, begin, mode=0)[0]
-    a.addcmul_(q, distance)
+    a.addmm_(q, distance.T)
     if shared is not None:
         a.view(-1, *shared.shape).add_(shared)
     return a
@@ -95,7 +95,7 @@ def fused_messages(
 
     Args:
         nodes: [N, 2 H'] receiver parts r_i and sender parts s_i, side by side.
-        q: [E, 1] scalar of each edge.
+        q: [E, D] scalars of each edge that change from copy to copy: functions of the distance.
         shared: [E', H'] e_ij, of the first of the copies that make up E; or None.
         edges: of the N nodes.
         weights: the parameters.

@@ -62,7 +62,9 @@ def evaluate(run: str | Path, *, data: str | None = None) -> dict[str, Any]:
     test, fit_on = source.part("test"), replace(source, train_frames=None).part("train")
     horizon = _horizon(trained.model, task, test)
     if len(horizon) == 1:  # state to state: the last time alone
-        test, fit_on = (replace(source, frames=source.frames[-1:], train_frames=None).part(n) for n in ("test", "train"))
+        test, fit_on = (
+            replace(source, frames=source.frames[-1:], train_frames=None).part(n) for n in ("test", "train")
+        )
     entry = SYSTEMS[trained.config["system"]]
     result: dict[str, Any] = {
         "name": trained.config["name"],

@@ -211,5 +211,3 @@ def _finished(content: dict[str, Any], recipe: Recipe) -> bool:
     waited = [s["wait_count"] for name, s in content["callbacks"].items() if name.startswith("EarlyStopping")]
     stopped = recipe.train.patience and any(count >= recipe.train.patience for count in waited)
     return bool(stopped) or content["epoch"] + 1 >= recipe.train.epochs
-
-

@@ -74,10 +74,8 @@ class TrainingModule(LightningModule):
 
     def validation_step(self, batch: Data, index: int) -> None:
         """Collect the errors of one batch."""
-        if self.task.rollout:
-            out = {"trajectory": roll_out(self.evaluated, batch)}
-        else:
-            out = self.evaluated(batch)
+        model = self.evaluated
+        out = {"trajectory": roll_out(model, batch)} if self.task.rollout else model(batch)
         self._errors.append((len(batch.pos), self.task.errors(out, batch)))
 
     def on_validation_epoch_end(self) -> None:
