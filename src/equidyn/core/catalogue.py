@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -54,11 +56,11 @@ class Entry:
     gives: tuple[str, ...]
 
 
-BACKBONES: dict[str, type[nn.Module]] = {}
+BACKBONES: dict[str, Any] = {}
 """Equivariant layers that a temporal operator can lift to trajectories, by name; see `backbone`."""
 
 
-def backbone(name: str):
+def backbone(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: offer a layer as a backbone under a name, so that systems need not import each other.
 
     A backbone is built as `Layer(hidden_dim, edge_dim, **options)` and called as `layer(h, x, v, edges, edge_attr)`

@@ -167,7 +167,8 @@ class NBody:
         column = file.column(self.start, self.path)
         velocity = column if file.velocities.shape[1] > 1 else 0
         name = {"springs": "couplings", "gravity": "masses"}.get(str(file.meta.get("kind")), "charges")
-        state = {name: (file.couplings if name == "couplings" else file.charges)[:count].astype(np.float64)}
+        array = file.couplings if name == "couplings" and file.couplings is not None else file.charges
+        state = {name: array[:count].astype(np.float64)}
         return Trajectories(
             file.positions[:count, [column]].astype(np.float64),
             file.velocities[:count, [velocity]].astype(np.float64),

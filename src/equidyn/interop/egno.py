@@ -14,7 +14,6 @@ from equidyn.interop.weights import Piece, linear, load_weights, refuse_activati
 from equidyn.models.egnn import EGNN, EGNNOptions
 from equidyn.models.egno import EGNO
 
-
 _ARGUMENTS: dict[str, Any] = {
     "n_layers": ...,
     "in_node_nf": ...,
@@ -32,7 +31,7 @@ def _build(record: Record) -> EGNN | EGNO:
     temporal = record.meta["cls"].endswith("EGNO")
     given = record.options(**_ARGUMENTS, **(_TEMPORAL if temporal else {}))
     refuse_activation(given["activation"], record)
-    options = {
+    options: dict[str, Any] = {
         "residual": False,
         "shift_bias": True,
         "clamp": "component",

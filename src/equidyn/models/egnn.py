@@ -2,10 +2,10 @@
 
 Satorras, Hoogeboom, Welling, "E(n) Equivariant Graph Neural Networks", ICML 2021, arXiv 2102.09844.
 
-Symmetry: E(n), any dimension n, and permutations. Positions enter through squared distances and relative vectors alone.
+Symmetry: E(n), any dimension n, and permutations. Positions enter through squared distances and relative vectors only.
 
-Reads `pos [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `vel [N, 3]`, `edge_attr [E, A]`, `batch [N]`; node
-and edge fields may carry a leading batch axis beside one shared `edge_index`. Gives `pos` (the moved points, in the
+Reads `pos [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `vel [N, 3]`, `edge_attr [E, A]`, `batch [N]`;
+node and edge fields may carry a leading batch axis beside one shared `edge_index`. Gives `pos` (moved points, in the
 unit of the input), `h` (node features) and, with a graph readout, `prediction [B]`.
 
 Differences from the original: clamping acts on the norm of the summed shift, not on its components, which would break
@@ -188,7 +188,9 @@ class EGNNLayer(nn.Module):
             return torch.cat([q, near.sqrt(), near], dim=-1)
         return torch.ones_like(q) if self.options.distance == "one" else q
 
-    def _messages(self, receiver: Tensor, sender: Tensor, q: Tensor, shared: Tensor | None, edges: Edges):
+    def _messages(
+        self, receiver: Tensor, sender: Tensor, q: Tensor, shared: Tensor | None, edges: Edges
+    ) -> tuple[Tensor, Tensor | None]:
         """Sum of the messages m_ij at each node (equation 3) and their coordinate weights phi_x(m_ij)."""
         a = edges.from_receivers(receiver) + edges.from_senders(sender) + self.from_distance(q)
         if shared is not None:
@@ -199,6 +201,7 @@ class EGNNLayer(nn.Module):
         return edges.sum(m), None if self.shift is None else self.shift(m)
 
     def _weights(self) -> MessageWeights:
+        assert self.shift is not None
         second, third, fourth = self.message_out, self.shift.inner, self.shift.out
         distance = self.from_distance.weight
         return MessageWeights(
@@ -271,11 +274,11 @@ class EGNN(nn.Module):
         if features.shape[-1] != self.embedding.in_features:
             raise InputError("node features", where="x", expected=self.embedding.in_features, got=features.shape[-1])
         edges = self._edges(sample.edge_index, pos.shape[-2], pos.dtype, copies=pos[..., 0, 0].numel())
-        rows = lambda t: None if t is None else t.flatten(0, -2)  # noqa: E731
-        x, x0, v = rows(pos), rows(features), rows(sample.get("vel"))
+        vel, edge_attr = (None if t is None else t.flatten(0, -2) for t in (sample.get("vel"), sample.get("edge_attr")))
+        x, x0, v = pos.flatten(0, -2), features.flatten(0, -2), vel
         h = self.embedding(x0)
         for layer in self.layers:
-            h, x, v = layer(h, x, v, edges, rows(sample.get("edge_attr")), x0)
+            h, x, v = layer(h, x, v, edges, edge_attr, x0)
         if self.readout == "graph":
             return {"prediction": self._per_graph(h, sample)}
         if self.readout == "node":

@@ -24,6 +24,7 @@ batch. Ours, and off by default: `lift="ballistic"` starts from x + v t instead 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -178,11 +179,11 @@ class EGNO(nn.Module):
         features = linear(x, weight[:, : x.shape[-1]])
         return features + linear(time, weight[:, x.shape[-1] :], bias)
 
-    def _layer(self, number: int, h: Tensor, x: Tensor, v: Tensor | None, edges: Edges, rows: _Rows):
+    def _layer(self, number: int, h: Tensor, x: Tensor, v: Tensor, edges: Edges, rows: _Rows) -> tuple[Tensor, ...]:
         """Apply one spatial layer to all times at once; the time slices do not see each other."""
-        flat = (t if t is None else t.flatten(0, 1) for t in (h, x, v))
+        flat = (t.flatten(0, 1) for t in (h, x, v))
         out = self.layers[number](*flat, edges, rows.edge_attr)
-        return tuple(t if t is None else t.view(*x.shape[:2], -1) for t in out)
+        return tuple(t.view(*x.shape[:2], -1) for t in out)
 
     def _evolve(self, rows: _Rows, edges: Edges, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """x, v, h at the model's times, or at the requested ones, [P, R, C] each (equations 5 to 8)."""
@@ -210,7 +211,7 @@ class EGNO(nn.Module):
 
 
 def _equidistant(times: Sequence[float]) -> tuple[float, ...]:
-    steps = [b - a for a, b in zip(times[:-1], times[1:], strict=True)]
+    steps = [b - a for a, b in pairwise(times)]
     if not times or times[0] <= 0 or (steps and not all(abs(s - steps[0]) < 1e-6 * times[-1] and s > 0 for s in steps)):
         raise InputError("anchor times", where="times", expected="positive, rising, equidistant", got=list(times))
     return tuple(times)

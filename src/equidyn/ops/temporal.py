@@ -1,7 +1,7 @@
 """The temporal convolution: an operator on functions of time, given at a few points and answered at any.
 
-A trajectory of features h(t), known at P equidistant anchor times, is expanded in a few modes; a learned matrix per mode
-mixes the channels; the result is evaluated at any times:
+A trajectory of features h(t), known at P equidistant anchor times, is expanded in a few modes; a learned matrix per
+mode mixes the channels; the result is evaluated at any times:
 
     y(t) = sum_k  S_k(t) W_k ( sum_p A_kp h(t_p) ).
 

@@ -89,8 +89,8 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise InputError("no such file", where=path, expected="the description of the model")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        description["config"]["system"], description["config"]["model"], description["info"]
-    except (ValueError, KeyError, TypeError) as error:
+        description["info"], description["config"]["system"], description["config"]["model"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("corrupt description", where=path, expected="JSON of a run", got=error) from None
     version = description.get("format_version")
     if version != FORMAT_VERSION:

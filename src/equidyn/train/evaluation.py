@@ -175,12 +175,12 @@ def _dense(trained: Trained, task: TrajectoryTask, source: NBody, test: Particle
     keep = true.times > 0
     target = torch.as_tensor(true.positions[:, keep]).transpose(1, 2).float()
     sample.times = torch.as_tensor(true.times[keep])[None]
-    out = predict(trained.model, task, sample)
-    error = (out["trajectory"] - target).square().mean((0, 1, 3)).tolist()
+    outputs = predict(trained.model, task, sample)
+    error = (outputs["trajectory"] - target).square().mean((0, 1, 3)).tolist()
     times = sample.times[0].numpy()
-    _write_predictions(trained.folder, sample, times, out["trajectory"], target)
-    unseen = {"times": times.tolist(), "mse": error, "trained_at": list(trained.model.times)}
-    return {"unseen_times": unseen, "drift": _drift(true, out, keep)}
+    _write_predictions(trained.folder, sample, times, outputs["trajectory"], target)
+    unseen = {"times": times.tolist(), "mse": error, "trained_at": list(getattr(trained.model, "times", ()))}
+    return {"unseen_times": unseen, "drift": _drift(true, outputs, keep)}
 
 
 def _drift(true: Trajectories, out: dict[str, Tensor], keep: np.ndarray) -> dict[str, Any] | None:

@@ -197,7 +197,8 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _read_checkpoint(path: Path, module: TrainingModule) -> dict[str, Any]:
     """A training state that fits the module; nothing in the file is executed."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise InputError("corrupt checkpoint", where=path, expected="a training state", got=what) from None

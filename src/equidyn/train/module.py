@@ -57,7 +57,7 @@ class TrainingModule(LightningModule):
         terms = self.task.loss(self.model(batch), batch)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
-            values = ", ".join(f"{name} {float(term):g}" for name, term in terms.items())
+            values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
             where = f"epoch {self.current_epoch}, batch {index}"
             raise InputError("the loss is not finite; training stopped", where=where, got=values)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.pos), sync_dist=True)
