@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -189,7 +190,10 @@ def _predict(options: argparse.Namespace) -> int:
     times = options.times or getattr(trained.model, "times", None)
     if times is None:
         raise InputError("this model predicts one state; it has no times", where=options.run_folder, expected="--times")
-    sample.times = torch.tensor([sorted(times)], dtype=torch.float64)
+    times = sorted(times)
+    if not all(math.isfinite(t) and t >= 0 for t in times) or len({*times}) < len(times):
+        raise InputError("times to predict", where="--times", expected="different ones, 0 or later", got=times)
+    sample.times = torch.tensor([times], dtype=torch.float64)
     task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
     out = predict(trained.model, task, sample)
     positions = out["trajectory"].transpose(1, 2).double().numpy()
@@ -224,9 +228,8 @@ def _verify(options: argparse.Namespace) -> int:
         worst = max(outcomes, key=lambda o: (not o.passed, o.error / o.tolerance))
         failed += bool(bad)
         state = "FAIL" if bad else "ok"
-        print(
-            f"{state:4} {path}: {len(outcomes)} outputs, worst {worst.name} {worst.error:.1e} (limit {worst.tolerance:.0e})"
-        )
+        most = f"worst {worst.name} {worst.error:.1e} (limit {worst.tolerance:.0e})"
+        print(f"{state:4} {path}: {len(outcomes)} outputs, {most}")
         for outcome in outcomes if options.all else bad:
             print(f"     {'ok  ' if outcome.passed else 'FAIL'} {outcome.error:9.2e}  {outcome.name}")
     return 1 if failed else 0

@@ -4,7 +4,8 @@ Reads, and tells apart by itself:
 
 - the benchmark of EGNN, SEGNN, SEGNO and EGNO packed in one npz (`train_pos [S, K, N, 3]`, `train_charge [S, N]`, and
   `train_vel30 [S, N, 3]` or `train_vel [S, K, N, 3]`; likewise `val_*`, `test_*`),
-- the same as the original's folder of `.npy` files (`loc_train_*.npy`, `vel_train_*.npy`, `charges_train_*.npy`; `valid`, `test`),
+- the same as the original's folder of `.npy` files (`loc_train_*.npy`, `vel_train_*.npy`, `charges_train_*.npy`;
+  `valid`, `test`),
 - a trajectory file of `equidyn simulate`, cut into train, validation and test in order.
 
 Particle systems are unitless. Nodes carry their speed, edges the product of the charges and the squared distance, as in
@@ -133,13 +134,17 @@ class NBody:
     def part(self, name: str) -> ParticleDataset:
         """The samples of one part: "train", "val" or "test"."""
         frames = self.train_frames if name == "train" and self.train_frames else self.frames
-        count = {"train": self.train, "val": self.val, "test": self.test}[name]
+        counts = {"train": self.train, "val": self.val, "test": self.test}
+        for part, count in counts.items():
+            if count < 1:
+                raise InputError(f"number of {part} samples", where=self.path, expected="at least 1", got=count)
+        count = counts[name]
         if not frames or any(b <= a for a, b in pairwise((self.start, *frames))):
             expected = f"one or more after start = {self.start}, rising"
             raise InputError("frames to predict", where=self.path, expected=expected, got=list(frames))
         file = _read(Path(self.path), name, self)
         have = len(file.positions)
-        if not 0 < count <= have:
+        if count > have:
             raise InputError(f"number of {name} samples", where=self.path, expected=f"1 to {have}", got=count)
         columns = [file.column(frame, self.path) for frame in (self.start, *frames)]
         tensor = lambda array: torch.as_tensor(np.ascontiguousarray(array[:count]), dtype=torch.float32)  # noqa: E731

@@ -38,6 +38,9 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
+_READOUTS: dict[str, Any] = {"clean": "node", "vel": "none", "qm9": "graph"}
+
+
 def _build(record: Record, variant: str) -> EGNN:
     given = record.options(**_COMMON, **_ARGUMENTS[variant])
     refuse_activation(given["act_fn"], record)
@@ -70,7 +73,7 @@ def _build(record: Record, variant: str) -> EGNN:
         given["hidden_nf"],
         given["n_layers"],
         velocity=variant == "vel",
-        readout={"clean": "node", "vel": "none", "qm9": "graph"}[variant],
+        readout=_READOUTS[variant],
         out_dim=given.get("out_node_nf", 1),
         layer=options,
     ).to(record.dtype)

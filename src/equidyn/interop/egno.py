@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -77,8 +78,11 @@ def _pieces(model: EGNN | EGNO) -> list[Piece]:
     return pieces
 
 
-def _watch(module: nn.Module, name: str, found: dict[str, Tensor], pick=lambda given, out: out) -> None:
-    def keep(_module, given, out) -> None:
+Pick = Callable[[Any, Any], Tensor]
+
+
+def _watch(module: nn.Module, name: str, found: dict[str, Tensor], pick: Pick = lambda given, out: out) -> None:
+    def keep(_module: nn.Module, given: tuple, out: Any) -> None:
         found[name] = pick(given[0], out)
 
     module.register_forward_hook(keep)

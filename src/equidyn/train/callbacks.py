@@ -50,7 +50,7 @@ class RunFolder(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """After an epoch with an evaluation (which ran before this hook): a row, and maybe a new best."""
-        if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = {
@@ -92,7 +92,7 @@ class EpochProgress(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """One epoch further."""
         metrics = trainer.callback_metrics
-        evaluated = (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
+        evaluated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
         errors = f"train {float(metrics['train_loss']):.5f}"
         if "val_f_mse" in metrics:
             errors += f"  val F-MSE {float(metrics['val_f_mse']):.5f}"

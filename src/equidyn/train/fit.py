@@ -16,7 +16,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, RandomSampler, Sampler
@@ -28,7 +27,7 @@ from equidyn.train.checkpoint import refuse_other_tensors
 from equidyn.train.module import TrainingModule
 from equidyn.train.recipe import Recipe
 
-_PRECISION = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
+_PRECISION: dict[str, Any] = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
 # What a resumed run may do otherwise than the run it continues.
 _MAY_CHANGE = ("name", "published", "data.path", *(f"train.{k}" for k in ("epochs", "patience", "threads", "compile")))
 _STATE = {"state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops", "epoch", "global_step"}
@@ -68,6 +67,11 @@ class _WholeFiles(TorchCheckpointIO):
         write_atomically(Path(path), buffer.getvalue())
 
 
+def _is_first_process() -> bool:
+    """Of those that a launcher (torchrun, SLURM) has started."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+
 def _only(batch):
     return batch
 
@@ -103,7 +107,7 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     last = folder / "checkpoints" / "last.ckpt"
     if resume:
         _refuse_other_recipe(recipe, folder)
-    elif (folder / "config.yaml").exists() and rank_zero_only.rank == 0:
+    elif (folder / "config.yaml").exists() and _is_first_process():
         raise InputError("the folder holds a run", where=folder, expected="another --name, or --resume to continue it")
     options = recipe.train
     seed_everything(recipe.seed, verbose=False)
@@ -112,9 +116,10 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     resume = resume and last.is_file()
     if resume and _finished(_read_checkpoint(last, module), recipe):
         return folder
+    _rehearse(module, batches, validation)
     trainer = _trainer(recipe, folder, progress)
     make_folder(folder)
-    if rank_zero_only.rank == 0:
+    if _is_first_process():
         write_atomically(folder / "config.yaml", yaml.safe_dump(recipe.config, sort_keys=False))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec).*")
@@ -126,6 +131,22 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
                 raise
             raise InputError(line.partition(": ")[2]) from None
     return folder
+
+
+@torch.no_grad()
+def _rehearse(module: TrainingModule, batches: DataLoader, validation: DataLoader) -> None:
+    """One sample of each part, so that a model that does not fit the data is refused before anything is written."""
+    sample, other = (loader.dataset[0] for loader in (batches, validation))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module.task.loss(module.model(sample), sample)
+            module.validation_step(other, 0)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise InputError(
+            "the model does not fit the data", expected="other options of model or data", got=error
+        ) from None
 
 
 def _trainer(recipe: Recipe, folder: Path, progress: bool) -> Trainer:

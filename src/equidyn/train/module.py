@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from copy import copy
+from functools import partial
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
 from equidyn.tasks.trajectory import TrajectoryTask, roll_out
 from equidyn.train.recipe import TrainOptions
+
+
+@torch.no_grad()
+def _follow(decay: float, average: list[Tensor], weights: list[Tensor], _updates: object) -> None:
+    torch._foreach_lerp_(average, weights, 1 - decay)
 
 
 class TrainingModule(LightningModule):
@@ -29,7 +36,7 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.model, self.task, self.options, self.steps_per_epoch = model, task, options, steps_per_epoch
         # A part of the state: it is saved and resumed with the rest.
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema)) if options.ema else None
+        self.average = AveragedModel(model, multi_avg_fn=partial(_follow, options.ema)) if options.ema else None
         if self.average is not None:
             self.average.requires_grad_(False)
         self._errors: list[tuple[int, Tensor]] = []
@@ -37,7 +44,7 @@ class TrainingModule(LightningModule):
     @property
     def evaluated(self) -> nn.Module:
         """The model that is evaluated and kept: the averaged one if there is one."""
-        return self.average.module if self.average is not None else self.model
+        return self.model if self.average is None else cast(nn.Module, self.average.module)
 
     def setup(self, stage: str) -> None:
         """What each process does for itself."""
@@ -86,7 +93,7 @@ class TrainingModule(LightningModule):
         self.log("val_f_mse", horizon[-1].to(self.device), sync_dist=True)
         self.log("val_a_mse", horizon.mean().to(self.device), sync_dist=True)
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> Any:
         """Adam or AdamW, with the schedule of the recipe."""
         options = self.options
         kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam

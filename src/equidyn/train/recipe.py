@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -138,8 +139,12 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: S
     Raises:
         InputError: no such file, no YAML, an unknown key or name (with the nearest right one), a wrong type.
     """
-    where = None if isinstance(source, Mapping) else Path(source)
-    content = dict(source) if where is None else _load(where)
+    where: Path | None
+    if isinstance(source, Mapping):
+        where, content = None, deepcopy(dict(source))
+    else:
+        where = Path(source)
+        content = _load(where)
     for key, value in _pairs(overrides):
         _set(content, key, value)
     for key in content:
@@ -179,7 +184,7 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: S
     )
 
 
-def build_arguments(target: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def build_arguments(target: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of a class from plain values: lists become tuples, mappings the dataclasses they stand for."""
     hints = get_type_hints(target.__init__)
     return {key: _build(hints.get(key), value) for key, value in values.items()}
@@ -200,7 +205,7 @@ def build_model(kind: type[nn.Module], values: Mapping[str, Any], where: object)
 
 
 def _build(kind: Any, value: Any) -> Any:
-    if is_dataclass(kind) and isinstance(value, Mapping):
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
         return kind(**value)
     return tuple(value) if isinstance(value, list) else value
 
