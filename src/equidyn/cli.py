@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--dt", type=float, default=1e-3, help="time step (default 0.001)")
     simulate.add_argument("--store-every", type=int, default=100, help="steps between frames (default 100)")
     simulate.add_argument("--seed", type=int, default=43, help="random seed (default 43, the benchmark's)")
+    simulate.add_argument(
+        "--skip", type=int, default=0, help="trajectories of the sequence of that seed to leave out first"
+    )
     simulate.add_argument(
         "--accurate", action="store_true", help="adaptive integration to 1e-12 instead of the benchmark's"
     )
@@ -105,6 +107,7 @@ def _simulate(options: argparse.Namespace) -> int:
             dt=options.dt,
             store_every=options.store_every,
             seed=options.seed,
+            skip=options.skip,
             accurate=options.accurate,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -127,29 +130,10 @@ def _constant(text: str) -> tuple[str, Any]:
         ) from None
 
 
-def recipe_path(name: str) -> Path:
-    """A recipe file by its path, or a shipped one by its name ("nbody/egno", with or without "recipes/" and ".yaml").
-
-    Raises:
-        InputError: neither exists.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    package = Path(str(resources.files("equidyn")))
-    for folder in (package / "recipes", package.parents[1] / "recipes"):  # installed, or in a checkout
-        short = name.removeprefix("recipes/").removesuffix(".yaml")
-        if (folder / f"{short}.yaml").is_file():
-            return folder / f"{short}.yaml"
-        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
-        if known:
-            raise unknown_name("recipe", short, known)
-    raise InputError("no such recipe", where=name, expected="a YAML file")
-
-
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from equidyn.train import evaluate, read_recipe, train
 
-    recipe = read_recipe(recipe_path(options.recipe), overrides)
+    recipe = read_recipe(options.recipe, overrides)
     folder = train(recipe, options.runs / recipe.name, resume=options.resume)
     _print_results([evaluate(folder)])
     print(f"run folder: {folder}")
@@ -243,7 +227,7 @@ def _list(options: argparse.Namespace) -> int:
 
     table = Table("system", "", "symmetry", "needs", "gives", "paper")
     for name, entry in SYSTEMS.items():
-        paper = f"{entry.citation.venue} {entry.citation.year}, arXiv {entry.citation.arxiv}"
+        paper = f"{entry.citation.year}, arXiv {entry.citation.arxiv}"
         table.add_row(name, entry.title, entry.symmetry, ", ".join(entry.needs), ", ".join(entry.gives), paper)
     Console().print(table)
     return 0

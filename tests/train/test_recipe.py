@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from equidyn.cli import recipe_path
 from equidyn.core.errors import InputError
 from equidyn.train import read_recipe
-from equidyn.train.recipe import TrainOptions
+from equidyn.train.recipe import TrainOptions, recipe_path
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -163,7 +163,12 @@ class EGNNLayer(nn.Module):
         receiver, sender, *others = side_by_side(h, *maps)
         r = edges.from_receivers(x) - edges.from_senders(x)
         q = self._distance(r)
-        shared = None if self.from_edge is None else self.from_edge(edge_attr)  # one row per edge of a single copy
+        # One row per edge of a single copy of the graph; a lone particle has none.
+        shared = (
+            self.from_edge(edge_attr)
+            if self.from_edge is not None and edge_attr is not None and len(edge_attr)
+            else None
+        )
         if self.fused:
             total, g = fused_messages(torch.cat([receiver, sender], dim=-1), q, shared, edges, self._weights())
         else:

@@ -3,6 +3,6 @@
 from equidyn.train.checkpoint import load_model
 from equidyn.train.evaluation import evaluate
 from equidyn.train.fit import train
-from equidyn.train.recipe import Recipe, read_recipe
+from equidyn.train.recipe import Recipe, read_recipe, recipe_path
 
-__all__ = ["Recipe", "evaluate", "load_model", "read_recipe", "train"]
+__all__ = ["Recipe", "evaluate", "load_model", "read_recipe", "recipe_path", "train"]

@@ -7,12 +7,13 @@ import io
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
 
 from equidyn.core.files import write_atomically
 from equidyn.train.checkpoint import save_model
@@ -69,7 +70,8 @@ class RunFolder(Callback):
         write_atomically(self.folder / "metrics.csv", buffer.getvalue())
         if row["val_f_mse"] < self.best:
             self.best = row["val_f_mse"]
-            save_model(self.folder, module.evaluated, self.config, {"epoch": row["epoch"], "val_f_mse": self.best})
+            info = {"epoch": row["epoch"], "val_f_mse": self.best}
+            save_model(self.folder, cast(nn.Module, module.evaluated), self.config, info)
 
 
 class EpochProgress(Callback):

@@ -18,6 +18,7 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, is_dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -126,6 +127,28 @@ class Recipe:
         return TASKS[self.config["task"]["name"]](**self.task)
 
 
+def recipe_path(name: str | os.PathLike[str]) -> Path:
+    """A recipe file by its path, or a shipped one by its name ("nbody/egno", with or without "recipes/" and ".yaml").
+
+    Raises:
+        InputError: neither exists.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if Path(name).suffix and not str(name).startswith("recipes"):
+        raise InputError("no such recipe", where=name, expected="a YAML file, or the name of a shipped recipe")
+    name = str(name)
+    package = Path(str(resources.files("equidyn")))
+    for folder in (package / "recipes", package.parents[1] / "recipes"):  # installed, or in a checkout
+        short = name.removeprefix("recipes/").removesuffix(".yaml")
+        if (folder / f"{short}.yaml").is_file():
+            return folder / f"{short}.yaml"
+        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+        if known:
+            raise unknown_name("recipe", short, known)
+    raise InputError("no such recipe", where=name, expected="a YAML file")
+
+
 _TOP = ("name", "system", "seed", "model", "data", "task", "train", "published")
 
 
@@ -133,7 +156,7 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: S
     """Read and check a recipe.
 
     Args:
-        source: a YAML file, or its content.
+        source: a YAML file, the name of a shipped one ("nbody/egno"), or the content.
         overrides: command-line style, `["--model.hidden_dim", "128"]` or `["--model.hidden_dim=128"]`.
 
     Raises:
@@ -143,7 +166,7 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: S
     if isinstance(source, Mapping):
         where, content = None, deepcopy(dict(source))
     else:
-        where = Path(source)
+        where = recipe_path(source)
         content = _load(where)
     for key, value in _pairs(overrides):
         _set(content, key, value)
