@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,35 +157,15 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    import torch
-
-    from equidyn.data.nbody import initial_states
     from equidyn.data.trajectories import check_writable, read_trajectories, write_trajectories
-    from equidyn.tasks import TrajectoryTask
-    from equidyn.train import load_model
-    from equidyn.train.evaluation import predict
+    from equidyn.train import load_model, predict_trajectories
 
     check_writable(options.out)
     trained = load_model(options.run_folder)
-    given = read_trajectories(options.states)
-    sample = initial_states(given, options.frame)
-    times = options.times or getattr(trained.model, "times", None)
-    if times is None:
-        raise InputError("this model predicts one state; it has no times", where=options.run_folder, expected="--times")
-    times = sorted(times)
-    if not all(math.isfinite(t) and t >= 0 for t in times) or len({*times}) < len(times):
-        raise InputError("times to predict", where="--times", expected="different ones, 0 or later", got=times)
-    sample.times = torch.tensor([times], dtype=torch.float64)
-    task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
-    out = predict(trained.model, task, sample)
-    positions = out["trajectory"].transpose(1, 2).double().numpy()
-    if "trajectory_vel" not in out:
-        raise InputError("this model gives no velocities to write", where=options.run_folder)
-    velocities = out["trajectory_vel"].transpose(1, 2).double().numpy()
-    meta = {**given.meta, "predicted_by": trained.config["name"]}
-    predicted = replace(given, positions=positions, velocities=velocities, times=sample.times[0].numpy(), meta=meta)
+    states = read_trajectories(options.states)
+    predicted = predict_trajectories(trained, states, frame=options.frame, times=options.times)
     write_trajectories(options.out, predicted)
-    print(f"{options.out}: {len(predicted)} trajectories at {len(times)} times")
+    print(f"{options.out}: {len(predicted)} trajectories at {len(predicted.times)} times")
     return 0
 
 

@@ -142,3 +142,17 @@ def test_an_interrupt_ends_quietly(monkeypatch, capfd):
     monkeypatch.setattr("equidyn.interop.verify", interrupt)
     assert main(["verify", "any.npz"]) == 130
     assert capfd.readouterr().err == "equidyn: interrupted\n"
+
+
+def test_a_state_to_state_model_predicts_its_one_time(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    content |= {"name": "step", "system": "egnn", "model": {"node_dim": 1, "edge_dim": 2, "hidden_dim": 8}}
+    (tmp_path / "egnn.yaml").write_text(yaml.safe_dump(content))
+    assert main(["train", "egnn.yaml"]) == 0
+    states = content["data"]["path"]
+    assert main(["predict", "runs/step", states, "out.npz", "--frame", "1"]) == 0
+    before, predicted = read_trajectories(states), read_trajectories("out.npz")
+    assert predicted.positions.shape[1] == 1
+    moved = predicted.positions[:, 0] - before.positions[:, 1]
+    np.testing.assert_allclose(predicted.velocities[:, 0], moved / predicted.times[0], atol=1e-5)
+    assert main(["predict", "runs/step", states, "out.npz", "--times", "0.1"]) == 2

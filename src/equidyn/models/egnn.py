@@ -191,7 +191,7 @@ class EGNNLayer(nn.Module):
         if self.options.distance == "inverse":
             near = 1 / (q + 0.01)
             return torch.cat([q, near.sqrt(), near], dim=-1)
-        return torch.ones_like(q) if self.options.distance == "one" else q
+        return (q / q.clamp(min=1e-12)).detach() if self.options.distance == "one" else q
 
     def _messages(
         self, receiver: Tensor, sender: Tensor, q: Tensor, shared: Tensor | None, edges: Edges

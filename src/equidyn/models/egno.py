@@ -94,7 +94,7 @@ class EGNO(nn.Module):
         options: options of the backbone; None for the paper's.
         basis: of the temporal convolutions.
         lift: trajectory that the first layer starts from, "constant" x or "ballistic" x + v t.
-        time_dim: width of the time embedding.
+        time_dim: width of the time embedding, at least 4.
         features: also return `h`; without, the last layer computes none.
 
     Raises:
@@ -120,6 +120,8 @@ class EGNO(nn.Module):
         super().__init__()
         if backbone not in BACKBONES:
             raise unknown_name("backbone", backbone, BACKBONES)
+        if time_dim < 4:
+            raise InputError("width of the time embedding", where="time_dim", expected="4 or more", got=time_dim)
         self.times = _equidistant(times)
         self.spacing = self.times[-1] - self.times[-2] if len(times) > 1 else self.times[0]
         self.lift, self.time_dim, self.features = lift, time_dim, features

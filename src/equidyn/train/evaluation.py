@@ -8,7 +8,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,53 @@ def predict(model: nn.Module, task: TrajectoryTask, sample: Data) -> dict[str, T
         return {"trajectory": roll_out(model, sample)}
     out = model(sample)
     return out | {"trajectory": task.predicted(out, sample)}
+
+
+def predict_trajectories(
+    trained: Trained, states: Trajectories, *, frame: int = 0, times: Sequence[float] | None = None
+) -> Trajectories:
+    """Predict on from one frame of given trajectories.
+
+    Args:
+        trained: from `load_model`.
+        states: initial states, with the charges or masses of the training data.
+        frame: the frame that holds them.
+        times: when to predict, counted from that frame; None for the times of the training. A model that steps to
+            fixed times has no choice.
+
+    Returns:
+        Float64 trajectories at the times. Where the model gives no velocities they are mean velocities since the time
+        before.
+
+    Raises:
+        InputError: times that the model cannot predict, no such frame.
+    """
+    own = getattr(trained.model, "times", None)
+    if own is None:
+        data = trained.config["data"]
+        frames = data["frames"] if trained.config["task"].get("rollout") else data["frames"][-1:]
+        own = [(number - data["start"]) * data["frame_time"] for number in frames]
+        if times is not None:
+            raise InputError(
+                "this model predicts fixed times", where=trained.folder, expected=f"{own}", got=list(times)
+            )
+    asked = sorted(own if times is None else times)
+    if not all(math.isfinite(t) and t >= 0 for t in asked) or len({*asked}) < len(asked):
+        raise InputError("times to predict", where="--times", expected="different ones, 0 or later", got=asked)
+    sample = initial_states(states, frame)
+    sample.times = torch.tensor([asked], dtype=torch.float64)
+    task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
+    out = predict(trained.model, task, sample)
+    positions = out["trajectory"].transpose(1, 2).double()
+    if "trajectory_vel" in out:
+        velocities = out["trajectory_vel"].transpose(1, 2).double()
+    else:
+        before = torch.cat([sample.pos[:, None].double(), positions[:, :-1]], dim=1)
+        steps = torch.diff(sample.times[0], prepend=torch.zeros(1, dtype=torch.float64))
+        velocities = (positions - before) / steps[:, None, None]
+    meta = {**states.meta, "predicted_by": trained.config["name"]}
+    arrays = {"positions": positions.numpy(), "velocities": velocities.numpy(), "times": sample.times[0].numpy()}
+    return replace(states, **arrays, meta=meta)
 
 
 def _batches(part: ParticleDataset, size: int = 250) -> Iterator[Data]:
