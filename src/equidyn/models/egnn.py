@@ -169,6 +169,7 @@ class EGNNLayer(nn.Module):
             if self.from_edge is not None and edge_attr is not None and len(edge_attr)
             else None
         )
+        g: Tensor | None
         if self.fused:
             total, g = fused_messages(torch.cat([receiver, sender], dim=-1), q, shared, edges, self._weights())
         else:

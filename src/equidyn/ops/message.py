@@ -39,7 +39,9 @@ class MessageWeights(NamedTuple):
 
 class _Message(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, nodes: Tensor, q: Tensor, shared: Tensor | None, edges: Edges, *weights: Tensor):
+    def forward(
+        ctx: Any, nodes: Tensor, q: Tensor, shared: Tensor | None, edges: Edges, *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
         w = MessageWeights(*weights)
         a = _first_map(nodes, q, shared, w.distance, edges)
         b = linear(F.silu(a), w.weight2, w.bias2)
@@ -52,7 +54,7 @@ class _Message(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_sum: Tensor, grad_g: Tensor):
+    def backward(ctx: Any, grad_sum: Tensor, grad_g: Tensor) -> tuple[Tensor | None, ...]:
         q, a, b, c, *weights = ctx.saved_tensors
         w, edges = MessageWeights(*weights), ctx.edges
         # g = w4 . silu(c) + b4
@@ -64,7 +66,7 @@ class _Message(torch.autograd.Function):
         grad_m = linear(grad_c, w.weight3.T).add_(edges.from_receivers(grad_sum.contiguous()))
         grad_b = _silu_backward.grad_input(grad_m, b, grad_input=grad_m)
         # b = W2 silu(a) + b2
-        grad_w2, grad_b2 = grad_b.T @ F.silu(a, inplace=False), grad_b.sum(0)
+        grad_w2, grad_b2 = grad_b.T @ F.silu(a), grad_b.sum(0)
         grad_a = linear(grad_b, w.weight2.T)
         grad_a = _silu_backward.grad_input(grad_a, a, grad_input=grad_a)
         # a = r_i + s_j + W q + e
@@ -103,4 +105,11 @@ def fused_messages(
     Returns:
         M [N, H] and g [E, 1]. They can be differentiated once.
     """
-    return _Message.apply(nodes, q, shared, edges, *weights)
+    device = nodes.device.type
+    if not torch.is_autocast_enabled(device):
+        return _Message.apply(nodes, q, shared, edges, *weights)
+    dtype = torch.get_autocast_dtype(device)  # the hand-written derivatives take one dtype
+    nodes, q = nodes.to(dtype), q.to(dtype)
+    shared, *cast = (None if t is None else t.to(dtype) for t in (shared, *weights))
+    with torch.autocast(device, enabled=False):
+        return _Message.apply(nodes, q, shared, edges, *cast)

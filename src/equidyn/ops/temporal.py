@@ -78,6 +78,9 @@ class TemporalConv(nn.Module):
         InputError: more modes than the anchors can carry.
     """
 
+    expand: Tensor
+    evaluate: Tensor
+
     def __init__(
         self,
         channels: int,
