@@ -1,7 +1,7 @@
 """A linear map on the fastest kernel at hand.
 
 On CPUs in float32 PyTorch sends `x @ W.T` to MKL, which on AMD processors runs at half the speed of oneDNN (measured:
-95 against 215 GFLOP/s on one Zen 5 core, [10000, 64] x [64, 64]). `linear` takes oneDNN there and PyTorch's own
+95 against 215 GFLOP/s on one AVX-512 core, [10000, 64] x [64, 64]). `linear` takes oneDNN there and PyTorch's own
 everywhere else; the numbers agree to rounding.
 """
 

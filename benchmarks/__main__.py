@@ -1,0 +1,9 @@
+"""Every benchmark, with results in benchmarks/results/."""
+
+import subprocess
+import sys
+
+for name in ("egno", "simulator"):
+    subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--json", f"benchmarks/results/{name}.json"], check=True
+    )

@@ -1,0 +1,74 @@
+"""Time several ways of doing the same thing side by side: in turn, several repeats, medians, ratios to the first."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+def side_by_side(ways: Mapping[str, Callable[[], Any]], *, repeats: int = 7, seconds: float = 0.5) -> dict[str, float]:
+    """Median seconds of one call of each way; the ways take turns, so that a slow spell of the machine hits all."""
+    counts = {}
+    for name, way in ways.items():
+        way()  # compiles, allocates
+        way()
+        start = time.perf_counter()
+        way()
+        counts[name] = max(1, round(seconds / (time.perf_counter() - start)))
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            for _ in range(counts[name]):
+                way()
+            found[name].append((time.perf_counter() - start) / counts[name])
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def peak_of_saved_tensors(forward: Callable[[], torch.Tensor]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, each storage once: what the peak of a step grows by."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        alive = forward()
+    del alive
+    return sum(kept.values())
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows with the same keys as a table."""
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+
+
+def write(path: Path | None, results: Mapping[str, Any]) -> None:
+    """Write the results and the machine as JSON."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
