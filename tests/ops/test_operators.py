@@ -49,7 +49,7 @@ def test_a_split_map_is_one_map_on_the_concatenation():
     torch.testing.assert_close(parts[0](a) + parts[1](b), whole)
     assert max(p.abs().max() for part in parts for p in part.parameters()) <= 8**-0.5
     maps = [Linear(3, 4), Linear(3, 2, bias=False)]
-    for ours, single in zip(side_by_side(a, *maps), maps, strict=True):
+    for ours, single in zip(side_by_side(a, *maps).split([4, 2], dim=-1), maps, strict=True):
         torch.testing.assert_close(ours, single(a))
 
 
@@ -109,10 +109,11 @@ def test_fused_messages_equal_the_plain_formula(shared):
 
 
 @pytest.mark.parametrize(("points", "modes"), [(5, 2), (8, 5), (7, 4), (1, 1), (2, 2)])
-def test_the_real_form_is_the_fourier_form(points, modes):
+@pytest.mark.parametrize("channels", [2, 9])  # one matrix, one product per mode
+def test_the_real_form_is_the_fourier_form(points, modes, channels):
     torch.manual_seed(0)
-    conv = TemporalConv(3, points, modes).double()
-    h = torch.randn(points, 4, 3, dtype=torch.float64)
+    conv = TemporalConv(channels, points, modes).double()
+    h = torch.randn(points, 4, channels, dtype=torch.float64)
     spectrum = torch.fft.rfft(h, dim=0)
     weight = torch.complex(conv.weight[:, 0], conv.weight[:, 1])
     mixed = torch.zeros_like(spectrum)
@@ -128,11 +129,13 @@ def test_the_real_form_is_the_fourier_form(points, modes):
 
 @pytest.mark.parametrize("basis", ["fourier", "cosine"])
 def test_an_answer_at_an_anchor_is_the_anchor_s(basis):
-    conv = TemporalConv(3, 6, 3, basis=basis).double()
-    h = torch.randn(6, 4, 2, 3, dtype=torch.float64)
     points = torch.arange(6, dtype=torch.float64)[:, None].expand(-1, 4)
-    out = conv(h, points)
-    torch.testing.assert_close(out[6:], out[:6], rtol=1e-12, atol=1e-12)
+    for channels in (2, 9):
+        conv = TemporalConv(channels, 6, 3, basis=basis).double()
+        h = torch.randn(6, 4, 3, channels, dtype=torch.float64)
+        out = conv(h, points)
+        torch.testing.assert_close(out[:6], conv(h), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(out[6:], out[:6], rtol=1e-12, atol=1e-12)
 
 
 def test_too_many_modes_are_refused():

@@ -157,10 +157,7 @@ class EGNNLayer(nn.Module):
         Returns:
             New h and x, and v as it came.
         """
-        maps = [self.from_receiver, self.from_sender]
-        maps += [self.velocity_in] if self.velocity else []
-        maps += [self.from_self] if self.update_features else []
-        receiver, sender, *others = side_by_side(h, *maps)
+        ends = side_by_side(h, self.from_receiver, self.from_sender)
         r = edges.from_receivers(x) - edges.from_senders(x)
         q = self._distance(r)
         # One row per edge of a single copy of the graph; a lone particle has none.
@@ -171,16 +168,16 @@ class EGNNLayer(nn.Module):
         )
         g: Tensor | None
         if self.fused:
-            total, g = fused_messages(torch.cat([receiver, sender], dim=-1), q, shared, edges, self._weights())
+            total, g = fused_messages(ends, q, shared, edges, self._weights())
         else:
-            total, g = self._messages(receiver, sender, q, shared, edges)
+            total, g = self._messages(ends, q, shared, edges)
         if g is not None:
             x = x + self._shift(r, g, edges)
         if self.velocity and v is not None:
-            x = x + self.velocity_out(self.act(others[0])) * v
+            x = x + self.velocity_out(self.act(self.velocity_in(h))) * v
         if not self.update_features:
             return h, x, v
-        a = others[-1] + self.from_messages(total)
+        a = self.from_self(h) + self.from_messages(total)
         if self.from_input is not None:
             a = a + self.from_input(x0)
         update = self.node_out(self.act(a))
@@ -194,10 +191,9 @@ class EGNNLayer(nn.Module):
             return torch.cat([q, near.sqrt(), near], dim=-1)
         return (q / q.clamp(min=1e-12)).detach() if self.options.distance == "one" else q
 
-    def _messages(
-        self, receiver: Tensor, sender: Tensor, q: Tensor, shared: Tensor | None, edges: Edges
-    ) -> tuple[Tensor, Tensor | None]:
+    def _messages(self, ends: Tensor, q: Tensor, shared: Tensor | None, edges: Edges) -> tuple[Tensor, Tensor | None]:
         """Sum of the messages m_ij at each node (equation 3) and their coordinate weights phi_x(m_ij)."""
+        receiver, sender = ends.chunk(2, dim=-1)
         a = edges.from_receivers(receiver) + edges.from_senders(sender) + self.from_distance(q)
         if shared is not None:
             a = (a.view(-1, *shared.shape) + shared).view(a.shape)

@@ -28,7 +28,6 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
@@ -36,7 +35,7 @@ from equidyn.core.catalogue import BACKBONES, Citation, Entry
 from equidyn.core.errors import InputError, unknown_name
 from equidyn.ops.edges import EdgeCache, Edges
 from equidyn.ops.linear import Linear, linear
-from equidyn.ops.temporal import Basis, TemporalConv
+from equidyn.ops.temporal import Basis, TemporalConv, leaky_relu
 from equidyn.ops.time import sinusoidal_embedding
 
 PAPER_LAYER = {"residual": False, "shift_bias": True}
@@ -54,7 +53,8 @@ class _Rows:
         edge_attr = sample.get("edge_attr")
         self.edge_attr = None if edge_attr is None else edge_attr.flatten(0, -2)
         self.edge_index, self.num_nodes = sample.edge_index, pos.shape[-2]
-        self.graph, self.given_centre = sample.get("batch"), sample.get("centre")
+        self.graph = sample.get("batch")
+        self.centre = self._mean_position() if sample.get("centre") is None else sample.centre.flatten(0, -2)
 
     def of_graphs(self, value: Tensor) -> Tensor:
         """Values per graph [B or 1, Q] as values per row [Q, R]."""
@@ -63,11 +63,8 @@ class _Rows:
         rows = value.repeat_interleave(self.num_nodes, 0) if len(value) > 1 else value
         return rows.T.expand(-1, len(self.pos))
 
-    @torch.compiler.disable
-    def centre(self) -> Tensor:
-        """Mean position of each row's graph, unless the sample names another reference point [R, 3]."""
-        if self.given_centre is not None:
-            return self.given_centre.flatten(0, -2)
+    def _mean_position(self) -> Tensor:
+        """Mean position of each row's graph [R, 3]."""
         if self.graph is None:
             mean = self.pos.view(self.copies, self.num_nodes, -1).mean(1)
             return mean.repeat_interleave(self.num_nodes, 0)
@@ -146,6 +143,14 @@ class EGNO(nn.Module):
         Raises:
             InputError: `x` of another width, or times outside the window.
         """
+        rows, edges, times = self._prepare(sample)
+        x, v, h = self._evolve(rows, edges, times)
+        out = {"trajectory": rows.unflatten(x), "trajectory_vel": rows.unflatten(v)}
+        return out | {"h": rows.unflatten(h)} if self.features else out
+
+    @torch.compiler.disable  # depends on values; the rest depends on shapes alone
+    def _prepare(self, sample: Data) -> tuple[_Rows, Edges, Tensor | None]:
+        """Rows, edges of all time slices, and the times asked for."""
         width = self.embedding.in_features - self.time_dim
         if sample.x.shape[-1] != width:
             raise InputError("node features", where="field x", expected=f"[N, {width}]", got=tuple(sample.x.shape))
@@ -153,11 +158,8 @@ class EGNO(nn.Module):
         times = self._requested(sample.get("times"))
         slices = len(self.times) + (0 if times is None else times.shape[1])
         edges = self._edges(rows.edge_index, rows.num_nodes, rows.pos.dtype, slices * rows.copies)
-        x, v, h = self._evolve(rows, edges, times)
-        out = {"trajectory": rows.unflatten(x), "trajectory_vel": rows.unflatten(v)}
-        return out | {"h": rows.unflatten(h)} if self.features else out
+        return rows, edges, times
 
-    @torch.compiler.disable
     def _requested(self, times: Tensor | None) -> Tensor | None:
         """The times a sample asks for [B or 1, Q], or None where they are the model's own."""
         own = torch.tensor([self.times], dtype=torch.float64)
@@ -200,11 +202,11 @@ class EGNO(nn.Module):
         x, v = (t.expand(len(points), -1, -1) for t in (rows.pos, rows.vel))
         if self.lift == "ballistic":
             x = x + v * (self.times[0] + points * self.spacing).to(x.dtype)[..., None]
-        centre = rows.centre()
+        centre = rows.centre
         for number in range(len(self.layers)):
             if len(self.time_convs):
-                h = h + F.leaky_relu(self.time_convs[number](h[:own], asked))
-                z = torch.stack([x - centre, v], dim=-1)
+                h = h + leaky_relu(self.time_convs[number](h[:own], asked))
+                z = torch.stack([x - centre, v], dim=1).movedim(1, -1)  # channels last, apart in memory
                 z = z + self.motion_convs[number](z[:own], asked)
                 x, v = z[..., 0] + centre, z[..., 1]
             h, x, v = self._layer(number, h, x, v, edges, rows)

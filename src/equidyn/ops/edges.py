@@ -1,8 +1,8 @@
 """The edges of a graph: send node features along them, sum messages at their ends.
 
 The two operations are each other's derivative: sending copies rows of nodes to edges, summing adds rows of edges up at
-nodes. Both directions of both run on one fast kernel (`embedding_bag`: gather and segmented sum in one pass), for
-complete graphs and ragged ones alike, and can be differentiated any number of times.
+nodes. The sum runs on one fast kernel (`embedding_bag`: gather and segmented sum in one pass), for complete graphs and
+ragged ones alike; both can be differentiated any number of times.
 """
 
 from __future__ import annotations
@@ -28,48 +28,51 @@ class Ends(NamedTuple):
     offsets: Tensor
 
 
-# Opaque operators, so that torch.compile keeps the kernels and fuses what lies between them.
-_library = torch.library.Library("equidyn", "FRAGMENT")
-_library.define("send(Tensor h, Tensor node, Tensor order, Tensor offsets) -> Tensor")
-_library.define("collect(Tensor m, Tensor node, Tensor order, Tensor offsets) -> Tensor")
-
-
-def _send(h: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+def _gather(h: Tensor, node: Tensor) -> Tensor:
     return h.index_select(0, node)
 
 
-def _collect(m: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-    return torch.embedding_bag(m.contiguous(), order, offsets, mode=0)[0]
+# Opaque to the compiler, which would compute what made h for every edge instead of every node.
+_library = torch.library.Library("equidyn", "FRAGMENT")
+_library.define("gather(Tensor h, Tensor node) -> Tensor")
+_library.impl("gather", _gather, "CompositeExplicitAutograd")
 
 
-_library.impl("send", _send, "CompositeExplicitAutograd")
-_library.impl("collect", _collect, "CompositeExplicitAutograd")
+@torch.library.register_fake("equidyn::gather")
+def _(h: Tensor, node: Tensor) -> Tensor:
+    return h.new_empty(node.shape[0], h.shape[1])
 
 
-@torch.library.register_fake("equidyn::send")
-def _(h: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-    return h.new_empty(len(node), h.shape[1])
+class _Send(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(node, order, offsets)
+        return (torch.ops.equidyn.gather if torch.compiler.is_compiling() else _gather)(h, node)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return collect(grad, Ends(*ctx.saved_tensors)), None, None, None
 
 
-@torch.library.register_fake("equidyn::collect")
-def _(m: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-    return m.new_empty(len(offsets), m.shape[1])
+class _Collect(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, m: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(node, order, offsets)
+        return torch.ops.aten._embedding_bag_forward_only(m.contiguous(), order, offsets)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return send(grad, Ends(*ctx.saved_tensors)), None, None, None
 
 
-def _keep_ends(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
+def send(h: Tensor, ends: Ends) -> Tensor:
+    """The row of h [N, C] that belongs to one end of each edge: [E, C]."""
+    return _Send.apply(h, *ends)
 
 
-def _send_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    return torch.ops.equidyn.collect(grad, *ctx.saved_tensors), None, None, None
-
-
-def _collect_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    return torch.ops.equidyn.send(grad, *ctx.saved_tensors), None, None, None
-
-
-torch.library.register_autograd("equidyn::send", _send_backward, setup_context=_keep_ends)
-torch.library.register_autograd("equidyn::collect", _collect_backward, setup_context=_keep_ends)
+def collect(m: Tensor, ends: Ends) -> Tensor:
+    """The sum at each node of the rows of m [E, C] whose edges have that end there: [N, C]."""
+    return _Collect.apply(m, *ends)
 
 
 def _ends(node: Tensor, num_nodes: int) -> Ends:
@@ -112,15 +115,15 @@ class Edges:
 
     def from_receivers(self, h: Tensor) -> Tensor:
         """h_i for every edge (i, j): [N, C] to [E, C]."""
-        return torch.ops.equidyn.send(h, *self.receivers)
+        return send(h, self.receivers)
 
     def from_senders(self, h: Tensor) -> Tensor:
         """h_j for every edge (i, j): [N, C] to [E, C]."""
-        return torch.ops.equidyn.send(h, *self.senders)
+        return send(h, self.senders)
 
     def sum(self, m: Tensor) -> Tensor:
         """Sum of the messages that arrive at each node: [E, C] to [N, C]."""
-        return torch.ops.equidyn.collect(m, *self.receivers)
+        return collect(m, self.receivers)
 
     def mean(self, m: Tensor) -> Tensor:
         """Mean of the messages that arrive at each node, zero where none does: [E, C] to [N, C]."""

@@ -1,8 +1,8 @@
 """A linear map on the fastest kernel at hand.
 
 On CPUs in float32 PyTorch sends `x @ W.T` to MKL, which on AMD processors runs at half the speed of oneDNN (measured:
-95 against 215 GFLOP/s on one AVX-512 core, [10000, 64] x [64, 64]). `linear` takes oneDNN there and PyTorch's own
-everywhere else; the numbers agree to rounding.
+95 against 215 GFLOP/s on one AVX-512 core, [10000, 64] x [64, 64]). `linear` takes oneDNN there, and in bfloat16, and
+PyTorch's own everywhere else; the numbers agree to rounding.
 """
 
 from __future__ import annotations
@@ -20,21 +20,10 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-# An opaque operator, so that torch.compile leaves the product alone and fuses what lies between the products.
+# An opaque operator, as the compiler takes oneDNN's own for constant weights only.
 _library = torch.library.Library("equidyn", "DEF")
 _library.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-_library.define("linear_backward(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)")
-
-
-def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    rows = grad.reshape(-1, grad.shape[-1]).contiguous()
-    grad_x = _onednn(rows, weight.t(), None).view(x.shape)
-    # MKL is the faster one here: oneDNN would first copy both transposed operands.
-    return grad_x, rows.t() @ x.reshape(-1, x.shape[-1]), rows.sum(0)
-
-
 _library.impl("linear", _onednn, "CPU")
-_library.impl("linear_backward", _linear_backward, "CPU")
 
 
 @torch.library.register_fake("equidyn::linear")
@@ -42,28 +31,30 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-@torch.library.register_fake("equidyn::linear_backward")
-def _(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return (torch.ops.equidyn.linear if torch.compiler.is_compiling() else _onednn)(x, weight, bias)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.has_bias = bias is not None
+class _Linear(torch.autograd.Function):
+    """x [E, C_in], weight [C_out, C_in], bias [C_out] or None, to [E, C_out]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        return grad_x, weight_gradient(grad, x), grad.sum(0) if ctx.has_bias else None
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    x, weight = ctx.saved_tensors
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a second derivative is wanted
-        rows = grad.flatten(0, -2)
-        grads = grad @ weight, rows.t() @ x.flatten(0, -2), rows.sum(0)
-    else:
-        grads = torch.ops.equidyn.linear_backward(grad, x, weight)
-    return grads[0], grads[1], grads[2] if ctx.has_bias else None
-
-
-torch.library.register_autograd("equidyn::linear", _backward, setup_context=_setup_context)
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    wide = min(weight.shape) >= 8  # thin maps are a few multiplications, not a product
+    fits = x.is_cpu and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
+    return _HAS_ONEDNN and wide and fits and x.numel() > 0
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -77,11 +68,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [..., C_out].
     """
-    wide = min(weight.shape) >= 8  # thin maps are a few fused multiplications, not a product
-    fast = _HAS_ONEDNN and wide and x.is_cpu and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
-    if fast and not torch.is_autocast_enabled("cpu"):
-        return torch.ops.equidyn.linear(x, weight, bias)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # as autocast would do
+        low = torch.get_autocast_dtype(x.device.type)
+        with torch.autocast(x.device.type, enabled=False):
+            return linear(x.to(low), weight.to(low), None if bias is None else bias.to(low))
+    if _takes_onednn(x, weight):
+        return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
     return F.linear(x, weight, bias)
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """grad.T @ x, the gradient of the weight of a linear map, for grad [E, C_out] and x [E, C_in]."""
+    if torch.compiler.is_compiling() and x.dtype == torch.float32 and _takes_onednn(x, grad[: grad.shape[1]]):
+        # The compiler writes the transpose along with `grad` itself, which spares oneDNN the slow half of its work.
+        return _product(grad.t().contiguous(), x.t())
+    return grad.t() @ x  # MKL is no slower here: oneDNN would first copy both transposed operands
 
 
 class Linear(nn.Linear):
@@ -111,8 +112,8 @@ def split_linear(in_features: tuple[int, ...], out_features: int) -> list[Linear
     return parts
 
 
-def side_by_side(x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
-    """Several linear maps of one input as a single product, which is faster than one product each."""
+def side_by_side(x: Tensor, *maps: nn.Linear) -> Tensor:
+    """Several linear maps of one input as a single product: their results side by side."""
     weight = torch.cat([m.weight for m in maps])
     bias = torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in maps])
-    return linear(x, weight, bias).split([m.out_features for m in maps], dim=-1)
+    return linear(x, weight, bias)

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from equidyn.ops.edges import Edges
-from equidyn.ops.linear import linear
+from equidyn.ops.edges import Edges, collect
+from equidyn.ops.linear import linear, weight_gradient
 
 _silu_backward = torch.ops.aten.silu_backward
 
@@ -47,7 +47,7 @@ class _Message(torch.autograd.Function):
         b = linear(F.silu(a), w.weight2, w.bias2)
         m = F.silu(b)
         c = linear(m, w.weight3, w.bias3)
-        g = F.linear(F.silu(c), w.weight4, w.bias4)
+        g = linear(F.silu(c), w.weight4, w.bias4)
         ctx.save_for_backward(q, a, b, c, *weights)
         ctx.edges, ctx.shared_rows = edges, None if shared is None else len(shared)
         return edges.sum(m), g
@@ -61,26 +61,30 @@ class _Message(torch.autograd.Function):
         grad_w4 = grad_g.T @ F.silu(c)
         grad_c = _silu_backward(grad_g * w.weight4, c)
         # c = W3 m + b3, and m also entered the sum
-        m = F.silu(b)
-        grad_w3, grad_b3 = grad_c.T @ m, grad_c.sum(0)
-        grad_m = linear(grad_c, w.weight3.T).add_(edges.from_receivers(grad_sum.contiguous()))
+        grad_w3, grad_b3 = weight_gradient(grad_c, F.silu(b)), grad_c.sum(0)
+        grad_m = linear(grad_c, w.weight3.T).add_(grad_sum.index_select(0, edges.receivers.node))
         grad_b = _silu_backward.grad_input(grad_m, b, grad_input=grad_m)
         # b = W2 silu(a) + b2
-        grad_w2, grad_b2 = grad_b.T @ F.silu(a), grad_b.sum(0)
+        grad_w2, grad_b2 = weight_gradient(grad_b, F.silu(a)), grad_b.sum(0)
         grad_a = linear(grad_b, w.weight2.T)
         grad_a = _silu_backward.grad_input(grad_a, a, grad_input=grad_a)
         # a = r_i + s_j + W q + e
-        ends = (edges.receivers, edges.senders)
-        grad_nodes = torch.stack([torch.ops.equidyn.collect(grad_a, *end) for end in ends], dim=1)
-        grad_q, grad_distance = grad_a @ w.distance, grad_a.T @ q
+        grad_nodes = torch.cat([collect(grad_a, end) for end in (edges.receivers, edges.senders)], dim=1)
+        grad_q, grad_distance = linear(grad_a, w.distance.T), grad_a.T @ q
         grad_shared = None if ctx.shared_rows is None else grad_a.view(-1, ctx.shared_rows, a.shape[1]).sum(0)
         grad_b4 = None if w.bias4 is None else grad_g.sum(0)
         by_weight = (grad_distance, grad_w2, grad_b2, grad_w3, grad_b3, grad_w4, grad_b4)
-        return grad_nodes.flatten(1), grad_q, grad_shared, None, *by_weight
+        return grad_nodes, grad_q, grad_shared, None, *by_weight
 
 
 def _first_map(nodes: Tensor, q: Tensor, shared: Tensor | None, distance: Tensor, edges: Edges) -> Tensor:
-    """a [E, H']: row pairs (receiver part, sender part) of `nodes` summed in one pass, the rest added in place."""
+    """a [E, H']: receiver and sender parts of `nodes` summed in one pass, the rest added in place."""
+    if torch.compiler.is_compiling():  # all in one pass
+        receiver, sender = nodes.chunk(2, dim=1)
+        a = receiver.index_select(0, edges.receivers.node) + sender.index_select(0, edges.senders.node)
+        for scalar, column in zip(q.split(1, dim=1), distance.T, strict=True):
+            a = a + scalar * column
+        return a if shared is None else (a.view(-1, *shared.shape) + shared).view(a.shape)
     pairs = nodes.reshape(2 * len(nodes), -1)
     begin = torch.arange(0, 2 * len(q), 2, device=q.device)
     a = torch.embedding_bag(pairs, edges.pairs, begin, mode=0)[0]

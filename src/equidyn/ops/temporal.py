@@ -18,6 +18,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equidyn.core.errors import InputError
@@ -64,6 +65,13 @@ def synthesis(points: Tensor, num_points: int, num_modes: int, basis: Basis) -> 
     return torch.cat([weight * angle.cos(), sine], dim=-1)
 
 
+def leaky_relu(y: Tensor) -> Tensor:
+    """LeakyReLU with slope 0.01 (equation 6)."""
+    if torch.compiler.is_compiling():  # without the comparison, whose mask the compiler would store bit by bit, slowly
+        return 0.505 * y + 0.495 * y.abs()
+    return F.leaky_relu(y)
+
+
 class TemporalConv(nn.Module):
     """Learned linear operator on trajectories of features (module docstring).
 
@@ -80,6 +88,8 @@ class TemporalConv(nn.Module):
 
     expand: Tensor
     evaluate: Tensor
+    kernel: Tensor
+    kernel_to_modes: Tensor
 
     def __init__(
         self,
@@ -104,6 +114,20 @@ class TemporalConv(nn.Module):
         anchors = torch.arange(num_points, dtype=torch.float64)
         self.register_buffer("expand", analysis(num_points, num_modes, basis), persistent=False)
         self.register_buffer("evaluate", synthesis(anchors, num_points, num_modes, basis), persistent=False)
+        self.few = channels <= 4  # few channels, as of vectors: one small matrix; many: one product per mode
+        if self.few:
+            modes = torch.eye(parts * num_modes, dtype=torch.float64)
+            self.register_buffer("kernel", self._kernel(self.evaluate), persistent=False)
+            self.register_buffer("kernel_to_modes", self._kernel(modes), persistent=False)
+
+    def _kernel(self, evaluate: Tensor) -> Tensor:
+        """K [Q, P, weights] with y_q = sum_p (sum_w K_qpw W_w) h_p, for rows of mode functions evaluate [Q, modes]."""
+        if self.basis == "cosine":
+            return torch.einsum("qk,kp->qpk", evaluate, self.expand)
+        (cos, sin), (real, imag) = evaluate.chunk(2, dim=1), self.expand.chunk(2)
+        by_real = torch.einsum("qk,kp->qpk", cos, real) + torch.einsum("qk,kp->qpk", sin, imag)
+        by_imag = torch.einsum("qk,kp->qpk", sin, real) - torch.einsum("qk,kp->qpk", cos, imag)
+        return torch.stack([by_real, by_imag], dim=-1).flatten(-2)  # in the order of `weight`
 
     def _mix(self, modes: Tensor) -> Tensor:
         """Apply W_k to each mode: [modes, ..., C] to the same shape."""
@@ -118,6 +142,14 @@ class TemporalConv(nn.Module):
             mixed_imag.append(both[1])
         return torch.stack([*mixed_real, *mixed_imag])
 
+    def _as_matrix(self, kernel: Tensor, h: Tensor) -> Tensor:
+        """Times and channels mixed by one small matrix: [P, ..., C] to [Q, ..., C]."""
+        channels = h.shape[-1]
+        matrix = (kernel.to(h.dtype) @ self.weight.flatten(2).flatten(0, 1)).unflatten(-1, (channels, channels))
+        matrix = matrix.transpose(1, 2).flatten(2).flatten(0, 1)  # [Q C_out, P C_in]
+        rows = h.movedim(-1, 1)
+        return (matrix @ rows.flatten(2).flatten(0, 1)).view(-1, *rows.shape[1:]).movedim(1, -1)
+
     def forward(self, h: Tensor, points: Tensor | None = None) -> Tensor:
         """Apply the operator.
 
@@ -128,8 +160,16 @@ class TemporalConv(nn.Module):
         Returns:
             [P + Q, N, ..., C]: the result at the anchors, then at the further times.
         """
-        modes = (self.expand.to(h.dtype) @ h.flatten(1)).view(-1, *h.shape[1:])
-        mixed = self._mix(modes)
+        with torch.autocast(h.device.type, enabled=False):  # small, and positions deserve their digits
+            return self._convolve(h.to(self.weight.dtype), points)
+
+    def _convolve(self, h: Tensor, points: Tensor | None) -> Tensor:
+        if self.few and points is None:
+            return self._as_matrix(self.kernel, h)
+        if self.few:
+            mixed = self._as_matrix(self.kernel_to_modes, h)
+        else:
+            mixed = self._mix((self.expand.to(h.dtype) @ h.flatten(1)).view(-1, *h.shape[1:]))
         out = (self.evaluate.to(h.dtype) @ mixed.flatten(1)).view(h.shape)
         if points is None:
             return out
