@@ -2,7 +2,7 @@
 
     a_ij = r_i + s_j + W q_ij + e_ij        (the first map on [h_i ++ h_j ++ q_ij ++ e_ij], its parts applied apart)
     m_ij = silu(W2 silu(a_ij) + b2)         (message)
-    g_ij = w4 . silu(W3 m_ij + b3) + b4     (weight of the relative vector)
+    g_ij = W4 silu(W3 m_ij + b3) + b4       (weights of the relative vectors)
     M_i  = sum_j m_ij
 
 Written as plain PyTorch this is a dozen passes over [E, H] arrays, each kept for the backward pass. Here the first map
@@ -26,7 +26,7 @@ _silu_backward = torch.ops.aten.silu_backward
 
 
 class MessageWeights(NamedTuple):
-    """Parameters: W [H', D], W2 [H, H'], b2 [H], W3 [H', H], b3 [H'], w4 [1, H'], b4 [1] or None."""
+    """Parameters: W [H', D], W2 [H, H'], b2 [H], W3 [H', H], b3 [H'], W4 [G, H'], b4 [G] or None."""
 
     distance: Tensor
     weight2: Tensor
@@ -57,9 +57,9 @@ class _Message(torch.autograd.Function):
     def backward(ctx: Any, grad_sum: Tensor, grad_g: Tensor) -> tuple[Tensor | None, ...]:
         q, a, b, c, *weights = ctx.saved_tensors
         w, edges = MessageWeights(*weights), ctx.edges
-        # g = w4 . silu(c) + b4
+        # g = W4 silu(c) + b4
         grad_w4 = grad_g.T @ F.silu(c)
-        grad_c = _silu_backward(grad_g * w.weight4, c)
+        grad_c = _silu_backward(_few_columns(grad_g, w.weight4), c)
         # c = W3 m + b3, and m also entered the sum
         grad_w3, grad_b3 = weight_gradient(grad_c, F.silu(b)), grad_c.sum(0)
         grad_m = linear(grad_c, w.weight3.T).add_(grad_sum.index_select(0, edges.receivers.node))
@@ -75,6 +75,12 @@ class _Message(torch.autograd.Function):
         grad_b4 = None if w.bias4 is None else grad_g.sum(0)
         by_weight = (grad_distance, grad_w2, grad_b2, grad_w3, grad_b3, grad_w4, grad_b4)
         return grad_nodes, grad_q, grad_shared, None, *by_weight
+
+
+def _few_columns(x: Tensor, weight: Tensor) -> Tensor:
+    """x [E, G] @ weight [G, H'] for G = 1 or 2, by multiplications, which the compiler fuses with what follows."""
+    terms = [column * row for column, row in zip(x.unsqueeze(-1).unbind(1), weight, strict=True)]
+    return sum(terms[1:], terms[0])
 
 
 def _first_map(nodes: Tensor, q: Tensor, shared: Tensor | None, distance: Tensor, edges: Edges) -> Tensor:
@@ -107,7 +113,7 @@ def fused_messages(
         weights: the parameters.
 
     Returns:
-        M [N, H] and g [E, 1]. They can be differentiated once.
+        M [N, H] and g [E, G]. They can be differentiated once.
     """
     device = nodes.device.type
     if not torch.is_autocast_enabled(device):

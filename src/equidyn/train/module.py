@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
 from equidyn.tasks.trajectory import TrajectoryTask, roll_out
-from equidyn.train.process import keep_memory
+from equidyn.train.process import compiled, keep_memory
 from equidyn.train.recipe import TrainOptions
 
 
@@ -56,7 +56,7 @@ class TrainingModule(LightningModule):
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
         if self.options.compile:
-            self._compiled = torch.compile(self.model.forward)
+            self._compiled = compiled(self.model.forward)
         keep_memory()
 
     def on_after_batch_transfer(self, batch: Data, dataloader_idx: int) -> Data:
