@@ -44,6 +44,8 @@ _FIELDS = (
     Field("mass", "[N]", "u, or unitless", "invariant", "Mass of each node.", 0),
     Field("edge_index", "[2, E]", "", "index", "Row 0 the source (sender) j, row 1 the target (receiver) i."),
     Field("edge_attr", "[E, A]", "", "invariant", "Scalar input features of each edge."),
+    Field("bone_index", "[2, K]", "", "index", "Bones of a skeleton: row 0 the child joint, row 1 its parent."),
+    Field("gravity", "[1, 3]", "", "vector", "Direction in which things fall, of length 1."),
     Field("edge_shift", "[E, 3]", "Å", "vector", "Cartesian image offset: r_ij = pos[j] + edge_shift - pos[i]."),
     Field("cell", "[1, 3, 3]", "Å", "vector", "Lattice vectors in rows."),
     Field("pbc", "[1, 3]", "", "invariant", "Whether the box repeats along each lattice vector."),

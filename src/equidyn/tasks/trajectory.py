@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
 from equidyn.data.nbody import particle_sample
+from equidyn.ops.skeleton import keep_bone_lengths
 
 
 @dataclass
@@ -24,10 +25,13 @@ class TrajectoryTask:
             that gives `trajectory_vel` and data that have it.
         rollout: the model predicts one step from `times[0]` to the next; train on that step and evaluate by applying
             it again and again (EGNN-R).
+        bone_lengths: move predicted joints as little as needed for all bones to keep the length they have in the input
+            state; needs data with bones.
     """
 
     velocity_weight: float = 0.0
     rollout: bool = False
+    bone_lengths: bool = False
 
     def loss(self, out: dict[str, Tensor], sample: Data) -> dict[str, Tensor]:
         """The terms of the loss; their sum is minimised."""
@@ -42,7 +46,13 @@ class TrajectoryTask:
 
     def predicted(self, out: dict[str, Tensor], sample: Data) -> Tensor:
         """Predicted positions [..., N, P, 3]; a model that gives `pos` alone predicts one time (S2S)."""
-        return out["trajectory"] if "trajectory" in out else out["pos"].unsqueeze(-2)
+        positions = out["trajectory"] if "trajectory" in out else out["pos"].unsqueeze(-2)
+        if not self.bone_lengths:
+            return positions
+        if sample.get("bone_index") is None:
+            raise InputError("bone_lengths needs a skeleton", where="task", expected="data with bones")
+        joints = positions.transpose(-2, -3)  # [..., P, N, 3]
+        return keep_bone_lengths(joints, sample.pos.unsqueeze(-3), sample.bone_index).transpose(-2, -3)
 
     def errors(self, out: dict[str, Tensor], sample: Data) -> Tensor:
         """Squared error per coordinate at each time, averaged over the batch: [P], or [1] for S2S."""
@@ -65,7 +75,12 @@ def roll_out(model: nn.Module, sample: Data) -> Tensor:
 
     The velocity after a step is the displacement over its duration. `sample` is a batch of particle systems on one
     shared graph with equidistant times.
+
+    Raises:
+        InputError: it is not.
     """
+    if sample.get("charge") is None:
+        raise InputError("rollout needs particles", where="task", expected="a data set whose samples have charges")
     step, steps = sample.times[0, 0].to(sample.pos.dtype), sample.times.shape[1]
     state, positions = sample, []
     for _ in range(steps):
@@ -87,6 +102,12 @@ def ballistic(sample: Data) -> Tensor:
     return sample.pos.unsqueeze(-2) + sample.vel.unsqueeze(-2) * times
 
 
+def translation(sample: Data) -> Tensor:
+    """Baseline: all move on together, with the mean velocity. [..., N, P, 3]."""
+    times = sample.times[0].to(sample.pos.dtype)[:, None]
+    return sample.pos.unsqueeze(-2) + sample.vel.mean(-2, keepdim=True).unsqueeze(-2) * times
+
+
 def fit_linear(sample: Data) -> Tensor:
     """The best factors c_p in x + c_p v, by least squares over all training samples: [P] ("Linear" in the papers)."""
     moved = sample.trajectory - sample.pos.unsqueeze(-2)
@@ -99,7 +120,7 @@ def linear(sample: Data, factors: Tensor) -> Tensor:
     return sample.pos.unsqueeze(-2) + sample.vel.unsqueeze(-2) * factors[:, None]
 
 
-BASELINES = ("constant", "ballistic", "linear")
+BASELINES = ("constant", "ballistic", "translation", "linear")
 
 
 def horizon_error(predicted: Tensor, sample: Data) -> list[float]:
