@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = verb("predict", _predict, "Predict trajectories from a file of initial states.")
     predict.add_argument("run_folder", type=Path, metavar="RUN")
-    predict.add_argument("states", type=Path, help="trajectory file (or recording) whose frame --frame is the initial state")
+    predict.add_argument("states", type=Path, help="trajectory file or recording; its frame --frame is the state")
     predict.add_argument("out", type=Path, help="trajectory file to write (.npz)")
     predict.add_argument("--frame", type=int, default=0, help="frame of the initial states (default 0)")
     predict.add_argument("--times", type=float, nargs="+", help="times to predict; default: those of the training")

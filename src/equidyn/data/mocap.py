@@ -13,7 +13,7 @@ not depend on its batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ class Mocap:
     def every_frame(self) -> SkeletonDataset | None:
         """Test samples with all frames between the first and the last predicted one; None if there are no others."""
         between = tuple(range(self.frames[0], self.frames[-1] + 1))
-        return None if between == self.frames else Mocap(**{**vars(self), "frames": between}).part("test")
+        return None if between == self.frames else replace(self, frames=between).part("test")
 
     def after(self, frames: Sequence[int]) -> list[float]:
         """Times of frames: frames count from the input."""
@@ -216,13 +216,15 @@ class Mocap:
         Raises:
             InputError: no such frame, or nothing says which bones join the joints.
         """
-        count, joints = states.positions.shape[1:3]
+        count = states.positions.shape[1]
         if not -count <= frame < count:
             raise InputError("frame outside the trajectory", expected=f"0 to {count - 1}", got=frame)
         try:
             bones = np.array(states.meta["bones"], dtype=np.int64).reshape(-1, 2)
         except (KeyError, ValueError, TypeError):
-            raise InputError("trajectories without a skeleton", where="meta", expected="bones [[child, parent]]") from None
+            raise InputError(
+                "trajectories without a skeleton", where="meta", expected="bones [[child, parent]]"
+            ) from None
         Recordings([states.positions[0, [0, 0]]], bones).check("meta")
         pos, vel = (torch.as_tensor(a[:, frame], dtype=torch.float32) for a in (states.positions, states.velocities))
         return self._sample(pos, vel, bones)

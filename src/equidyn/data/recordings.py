@@ -93,7 +93,7 @@ def _check_tree(bones: Integers, joints: int, where: object) -> None:
     if bones.dtype.kind not in "iu" or bones.shape != (joints - 1, 2):
         expected = f"integers [{joints - 1}, 2], one bone for each of the {joints} joints but the root"
         raise InputError("wrong skeleton", where=where, expected=expected, got=f"{bones.dtype} {list(bones.shape)}")
-    if bones.size and not (0 <= bones.min() and bones.max() < joints):
+    if bones.size and (bones.min() < 0 or bones.max() >= joints):
         got = int(bones.max()) if bones.max() >= joints else int(bones.min())
         raise InputError("a bone names a joint that is not there", where=where, expected=f"0 to {joints - 1}", got=got)
     parent = np.arange(joints)
@@ -211,7 +211,7 @@ def _read_bvh(path: Path) -> Recordings:
     return Recordings([positions], np.array(bvh.node_edges, dtype=np.int64).reshape(-1, 2), float(bvh.frame_time))
 
 
-# ---- Acclaim: the skeleton (.asf) and its motion (.amc) ----------------------------------------------------------------
+# ---- Acclaim: the skeleton (.asf) and its motion (.amc) ------------------------------------------------------------
 
 CMU_FRAME_TIME = 1 / 120  # the format does not say it
 _TURNS, _SHIFTS = {"rx", "ry", "rz"}, {"tx", "ty", "tz"}

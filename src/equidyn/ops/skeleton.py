@@ -1,4 +1,4 @@
-"""Skeletons: the nearest positions in which every bone has its length.
+"""Skeletons: positions close by in which every bone has its length.
 
 A bone joins a child joint to its parent; the bones of one graph form a forest. Predicted joints x are moved to joints y
 with |y_child - y_parent| = l for every bone, by Newton steps of least total motion,

@@ -5,4 +5,13 @@ from equidyn.train.evaluation import evaluate, predict_trajectories, read_states
 from equidyn.train.fit import train
 from equidyn.train.recipe import Recipe, read_recipe, recipe_path
 
-__all__ = ["Recipe", "evaluate", "load_model", "predict_trajectories", "read_recipe", "read_states", "recipe_path", "train"]
+__all__ = [
+    "Recipe",
+    "evaluate",
+    "load_model",
+    "predict_trajectories",
+    "read_recipe",
+    "read_states",
+    "recipe_path",
+    "train",
+]
