@@ -70,7 +70,7 @@ class Recordings:
             raise InputError("no trials", where=where, expected="at least 1")
         joints = np.shape(self.trials[0])[1] if np.ndim(self.trials[0]) == 3 else 0
         for number, trial in enumerate(self.trials):
-            place = f"{where}, trial {number}"
+            place = f"trial {number}" if where is None else f"{where}, trial {number}"
             if trial.ndim != 3 or trial.shape[1:] != (joints, 3) or not joints:
                 expected = f"[frames, {joints or 'joints'}, 3]"
                 raise InputError("positions have the wrong shape", where=place, expected=expected, got=trial.shape)

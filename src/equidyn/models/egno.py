@@ -7,8 +7,8 @@ Symmetry: rotations, reflections, translations and permutations of the nodes.
 
 Reads `pos [N, 3]`, `vel [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `edge_attr [E, A]`, `batch [N]` and
 `times [1, P]` (in the unit in which `vel` counts time), and if told to `gravity [1, 3]`; node and edge fields may carry
-a leading batch axis beside one shared `edge_index`. Gives `trajectory [N, P, 3]` and `trajectory_vel [N, P, 3]` at those
-times, in the units of `pos` and `vel`, and on request the features `h [N, P, H]`.
+a leading batch axis beside one shared `edge_index`. Gives `trajectory [N, P, 3]` and `trajectory_vel [N, P, 3]` at
+those times, in the units of `pos` and `vel`, and on request the features `h [N, P, H]`.
 
 The network alternates two operators on functions of time: a temporal convolution of each node's own trajectory, and a
 spatial layer (any backbone) that lets the nodes interact, separately at each time. Both are equivariant, so their
