@@ -1,4 +1,4 @@
-"""Motion capture samples: the paper's protocol by its published facts, features, gravity, and everything around them."""
+"""Motion capture samples: the paper's protocol by its published facts, features, gravity, and all around them."""
 
 import json
 from dataclasses import replace
@@ -170,7 +170,8 @@ def test_own_recordings_are_split_by_trial(tmp_path):
     data = Mocap(str(tmp_path / "own.npz"), frames=(2, 4), train=9, val=3, test=36)
     train, val, test = (data.part(name) for name in ("train", "val", "test"))
     assert [len(part) for part in (train, val, test)] == [9, 3, 36]
-    assert torch.equal(val.states.pos[-1], torch.tensor(trials[4][39 + 4 - 1 - 4]).float())  # evenly, to the last window
+    last = len(trials[4]) - 2 - 4  # the last window, with a frame after it
+    assert torch.equal(val.states.pos[-1], torch.tensor(trials[4][last]).float())
     assert len({tuple(pos.flatten().tolist()) for pos in test.states.pos}) == 36
     assert torch.equal(train.states.pos[0], torch.tensor(trials[0][0]).float())
     up = replace(data, up=(0.0, 0.0, 2.0), height_unit=3.0).part("val")
@@ -328,7 +329,7 @@ def test_cut_and_foreign_files(tmp_path, capfd):
 def test_few_trials_and_too_short_ones(tmp_path):
     path = tmp_path / "few.npz"
     write_recordings(path, Recordings([walk(40)[0]] * 2, walk(2)[1]))
-    with pytest.raises(InputError, match="trials, in .*, expected 3 trials of at least 32 frames.* got 2 of 2"):
+    with pytest.raises(InputError, match=r"trials, in .*, expected 3 trials of at least 32 frames.* got 2 of 2"):
         Mocap(str(path)).part("train")
     write_recordings(path, Recordings([walk(31)[0]] * 4, walk(2)[1]))
     with pytest.raises(InputError, match="got 0 of 4"):

@@ -195,7 +195,7 @@ def test_a_folder_of_trials_trains(cmu):
     assert [data.part(name).trajectory.shape[0] for name in ("train", "val", "test")] == [5, 3, 2]
     (cmu / "09.asf").write_text(ASF.replace("root hip back", "root hip\n hip back"))
     (cmu / "09_01.amc").write_text(AMC)
-    with pytest.raises(InputError, match="another skeleton, in .*35_01.amc, expected that of 09_01.amc"):
+    with pytest.raises(InputError, match=r"another skeleton, in .*35_01.amc, expected that of 09_01.amc"):
         data.part("train")
 
 
