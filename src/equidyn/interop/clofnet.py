@@ -203,8 +203,8 @@ def _score_pieces(model: ClofNetScore) -> list[Piece]:
     parts = ("project_angle", "project_sender", "project_receiver")
     pieces += linear("project.layers.0", *(f"edge_features.{part}" for part in parts))
     pieces += linear("project.layers.1", "edge_features.project_out")
-    for a, block in enumerate(model.blocks):
-        for b in range(len(block.layers)):
+    for a in range(len(model.blocks)):
+        for b in range(2):
             theirs, ours = f"model.transformers.{a}.{b}", f"blocks.{a}.layers.{b}"
             for part in ("query", "key", "value", "skip", "edge"):
                 pieces += linear(f"{theirs}.MHA.lin_{part}", f"{ours}.attention.{part}", bias=part != "edge")

@@ -7,8 +7,8 @@ Conformation Generation", ICML 2021, arXiv 2105.03902. The network for particles
 Symmetry: rotations, translations and permutations; not reflections, so that it can tell enantiomers apart.
 
 Reads `pos [N, 3]` in Å, `z [N]`, `edge_index [2, E]` and `edge_type [E]` (bonds and pairs a few bonds apart, see
-`equidyn.data.bonds.extend_bonds`), `sigma [B]` in Å, the noise level of each graph, and where present `batch [N]`. Gives
-`score [N, 3]` in 1/Å and `h [N, H]`.
+`equidyn.data.bonds.extend_bonds`), `sigma [B]` in Å, the noise level of each graph, and where present `batch [N]`.
+Gives `score [N, 3]` in 1/Å and `h [N, H]`.
 
 Differences from the original: positions are counted from the centre of each molecule, without which the score changes
 when the molecule is moved (`centre="origin"` does as the original); collinear and coincident atoms have finite
@@ -18,6 +18,7 @@ gradients.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -31,8 +32,16 @@ from equidyn.ops.edges import EdgeCache, Edges
 from equidyn.ops.frames import Frame, local_frame, safe_length, sine_cosine
 from equidyn.ops.linear import Linear, split_linear
 
-Activation = Literal["relu", "silu", "softplus", "gelu", "tanh"]
-_ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "softplus": F.softplus, "gelu": F.gelu, "tanh": torch.tanh}
+Activation = Literal["relu", "silu", "softplus", "gelu", "tanh", "elu", "leaky_relu"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "elu": F.elu,
+    "leaky_relu": F.leaky_relu,
+}
 _KINDS = 100  # rows of the tables of elements and of edge types
 
 

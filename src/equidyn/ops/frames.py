@@ -3,8 +3,8 @@
     d = x_r - x_c,   n = x_r × x_c,   b = d × n
 
 for the two ends r and c of an edge, positions counted from a centre. Projecting vectors on them gives numbers that no
-rotation changes; weights on them give back a vector that turns along. n is a pseudo-vector: it keeps its direction where
-a reflection flips d and b.
+rotation changes; weights on them give back a vector that turns along. n is a pseudo-vector: it keeps its direction
+where a reflection flips d and b.
 
 The vectors are not made orthonormal. Where the centre and both ends lie on one line, or the ends at one place, n and b
 (and d) shrink to zero instead of jumping, and every function here has finite values and gradients there.

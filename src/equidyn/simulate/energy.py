@@ -94,8 +94,8 @@ def potential_energy(trajectories: Trajectories) -> Array:
         else:
             total -= 0.5 * (coupling * square).sum(0)
     if system.law.external is not None:
-        outside = system.law.external.potential(trajectories.positions, state["charges"][:, None])
-        total += outside.sum(-1)
+        positions = np.asarray(trajectories.positions, dtype=np.float64)
+        total += system.law.external.potential(positions, state["charges"][:, None]).sum(-1)
     return total
 
 
