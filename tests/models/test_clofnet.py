@@ -1,5 +1,7 @@
 """ClofNet: its symmetries and frames, where frames degenerate, batches, its layer under EGNO, the score network."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -137,7 +139,7 @@ def test_frames_shrink_smoothly_on_the_way_to_a_line():
         outputs.append(model(sample)["pos"].detach())
     errors = [float((out - outputs[-1]).abs().max()) for out in outputs[:-1]]
     assert errors[0] < 0.1
-    assert all(later < 0.2 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < 0.2 * earlier for earlier, later in pairwise(errors))
 
 
 def test_the_frame_is_that_of_the_paper():
@@ -251,7 +253,7 @@ def test_score_network_trains_with_dropout_and_refuses_wrong_numbers():
     model, sample = score().double(), molecule()
     assert not torch.equal(model(sample)["score"], model(sample)["score"])
     assert torch.equal(model.eval()(sample)["score"], model(sample)["score"])
-    with pytest.raises(InputError, match="edge_type.*0 to 99"):
+    with pytest.raises(InputError, match=r"edge_type.*0 to 99"):
         model(molecule().update({"edge_type": sample.edge_type + 90}))
     with pytest.raises(InputError, match="multiple of 8"):
         ClofNetScore(20)
