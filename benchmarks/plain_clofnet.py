@@ -2,13 +2,15 @@
 frame of stacked vectors. Written from the equations; the same function and the same initialisation as
 `equidyn.models.clofnet.ClofNet` with its defaults, but for the clamp, which acts on the components of every summand."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
 
 def _mlp(*widths: int, last: bool = False) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.SiLU()]
     return nn.Sequential(*(layers if last else layers[:-1]))
 
