@@ -83,7 +83,7 @@ def test_score_options(changes, sizes, power, tmp_path):
         ("newton_clof", lambda a: a["meta"]["config"].update(model="clof_val"), "clof_vel"),
         ("newton_clof", lambda a: a["meta"]["config"].update(norm_dif=True), "norm_diff"),
         ("newton_clof", lambda a: a["meta"]["config"].pop("n_nodes"), "n_nodes"),
-        ("newton_clof", lambda a: a["meta"].pop("config"), "config"),
+        ("newton_clof", lambda a: a["meta"].pop("config"), "config|constructor"),
         ("newton_clof", lambda a: a.pop("param/gcl_0.layer_norm.bias"), "layer_norm"),
         ("confgen_score", lambda a: a["meta"]["config"]["model"].update(concat_hidden=True), "concat_hidden"),
         ("confgen_score", lambda a: a["meta"]["config"]["model"].update(gnn_act="rellu"), "relu"),

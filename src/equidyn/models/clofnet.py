@@ -32,7 +32,8 @@ from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
 from equidyn.ops.edges import EdgeCache, Edges
 from equidyn.ops.frames import local_frame, safe_length, sine_cosine
-from equidyn.ops.linear import Linear, side_by_side, split_linear
+from equidyn.ops.linear import Linear, linear, side_by_side, split_linear
+from equidyn.ops.message import MessageWeights, fused_messages
 
 _PI = 3.14159  # the original's, in a factor that the next layers can undo
 
@@ -55,6 +56,8 @@ class ClofNetOptions:
         centre: origin of the frames: the mean position of the graph at the start, or in each layer the mean of a node
             and its neighbours, which no far node changes.
         reflections: E(3) instead of SE(3): no weight for the pseudo-vector n, and its product with v squared.
+        fused: compute the messages by one hand-differentiated operator; it is faster and can be differentiated once.
+            Turn it off to differentiate twice.
     """
 
     velocity_scalars: bool = True
@@ -66,6 +69,7 @@ class ClofNetOptions:
     clamp: Literal["none", "norm", "message_component"] = "norm"
     centre: Literal["graph", "neighbours"] = "graph"
     reflections: bool = False
+    fused: bool = True
 
 
 class _Pairs(NamedTuple):
@@ -168,22 +172,30 @@ class ClofNetLayer(nn.Module):
     def forward(self, h: Tensor, x: Tensor, v: Tensor, e: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         """New h [N, H] and x [N, 3], of edge scalars e [E, H / 2]."""
         pairs = _pairs(x, edges, self.options)
-        m = self._messages(h, e, edges, pairs.d.square().sum(-1, keepdim=True))
-        x = x + self._shift(m, edges, pairs) + self.velocity_out(F.silu(self.velocity_in(h))) * v
+        total, w = self._messages(h, torch.cat([pairs.d.square().sum(-1, keepdim=True), e], dim=-1), edges)
+        x = x + self._shift(w, edges, pairs) + self.velocity_out(F.silu(self.velocity_in(h))) * v
         if not self.update_features:
             return h, x
-        update = self.node_out(F.silu(self.from_self(h) + self.from_messages(edges.sum(m))))
+        update = self.node_out(F.silu(self.from_self(h) + self.from_messages(total)))
         return self.norm(self.options.skip * h + update), x
 
-    def _messages(self, h: Tensor, e: Tensor, edges: Edges, q: Tensor) -> Tensor:
-        receiver, sender = side_by_side(h, self.from_receiver, self.from_sender).chunk(2, dim=-1)
-        a = edges.from_receivers(receiver) + edges.from_senders(sender) + self.from_distance(q) + self.from_edge(e)
-        return F.silu(self.message_out(F.silu(self.message_inner(F.silu(a)))))
+    def _messages(self, h: Tensor, q: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        """Sum of the messages at each node [N, H], and the weights of the frame vectors [E, 3 or 2]."""
+        ends = side_by_side(h, self.from_receiver, self.from_sender)
+        first = torch.cat([self.from_distance.weight, self.from_edge.weight], dim=1)
+        inner, second, third = self.message_inner, self.message_out, self.weight_inner
+        if self.options.fused:
+            maps = (second.weight, second.bias, third.weight, third.bias, self.weight_out.weight)
+            weights = MessageWeights(first, *maps, weight1=inner.weight, bias1=inner.bias)
+            return fused_messages(ends, q, None, edges, weights)
+        receiver, sender = ends.chunk(2, dim=-1)
+        a = edges.from_receivers(receiver) + edges.from_senders(sender) + linear(q, first)
+        m = F.silu(second(F.silu(inner(F.silu(a)))))
+        return edges.sum(m), self.weight_out(F.silu(third(m)))
 
-    def _shift(self, m: Tensor, edges: Edges, pairs: _Pairs) -> Tensor:
+    def _shift(self, w: Tensor, edges: Edges, pairs: _Pairs) -> Tensor:
         """Mean over the edges of w_1 d + w_2 n + w_3 b."""
         options = self.options
-        w = self.weight_out(F.silu(self.weight_inner(m)))
         w = w.tanh() if options.bounded else w
         if options.reflections:
             w = torch.stack([w[:, 0], torch.zeros_like(w[:, 0]), w[:, 1]], dim=-1)
