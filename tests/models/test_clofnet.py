@@ -206,6 +206,8 @@ def test_fused_and_plain_layers_agree():
     for fused in (True, False):
         model = clofnet(fused=fused).double()
         pos = model(sample)["pos"]
+        with torch.no_grad():
+            torch.testing.assert_close(model(sample)["pos"], pos, rtol=1e-12, atol=1e-12)
         results.append((pos, *torch.autograd.grad(pos.sin().sum(), list(model.layers.parameters()), allow_unused=True)))
     for ours, theirs in zip(*results, strict=True):
         assert (ours is None) == (theirs is None)
