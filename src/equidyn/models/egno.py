@@ -41,7 +41,7 @@ from equidyn.ops.temporal import Basis, TemporalConv, leaky_relu
 from equidyn.ops.time import sinusoidal_embedding
 
 PAPER_LAYER = {"residual": False, "shift_bias": True}
-"""Options of the EGNN backbone as the EGNO paper uses it."""
+"""Options of the EGNN backbone as the EGNO paper uses it; other backbones have their own defaults."""
 
 
 class _Rows:
@@ -115,7 +115,7 @@ class EGNO(nn.Module):
             last one closes the window.
         num_modes: M of the temporal convolutions; 0 leaves them out (EGNN-S: time slices do not see each other).
         backbone: name of the spatial layer, see `equidyn.core.catalogue.BACKBONES`.
-        options: options of the backbone; None for the paper's.
+        options: options of the backbone; None for the paper's (EGNN) or the backbone's own defaults.
         basis: of the temporal convolutions.
         lift: trajectory that the first layer starts from, "constant" x or "ballistic" x + v t.
         time_dim: width of the time embedding, at least 4.
@@ -160,7 +160,8 @@ class EGNO(nn.Module):
         self.motion_convs = nn.ModuleList(TemporalConv(2, len(times), num_modes, basis=basis) for _ in convolve)
         self.gravity = nn.ModuleList(_Gravity(hidden_dim) for _ in range(num_layers if gravity else 0))
         layer = BACKBONES[backbone]
-        layer_options = layer.Options(**(PAPER_LAYER if options is None else options))
+        paper = PAPER_LAYER if backbone == "egnn" else {}
+        layer_options = layer.Options(**(paper if options is None else options))
         self.layers = nn.ModuleList(
             layer(hidden_dim, edge_dim, update_features=features or number < num_layers - 1, options=layer_options)
             for number in range(num_layers)
