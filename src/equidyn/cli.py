@@ -198,16 +198,13 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from equidyn.models import SYSTEMS
 
-    table = Table("system", "", "symmetry", "needs", "gives", "paper")
+    width = max(map(len, SYSTEMS))
     for name, entry in SYSTEMS.items():
         paper = f"{entry.citation.year}, arXiv {entry.citation.arxiv}"
-        table.add_row(name, entry.title, entry.symmetry, ", ".join(entry.needs), ", ".join(entry.gives), paper)
-    Console().print(table)
+        print(f"{name:{width}}  {entry.title} ({paper}), {entry.symmetry}")
+        print(f"{'':{width}}  {', '.join(entry.needs)} -> {', '.join(entry.gives)}")
     return 0
 
 
