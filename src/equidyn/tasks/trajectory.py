@@ -21,6 +21,9 @@ class TrajectoryTask:
     """Losses and errors of predicted trajectories.
 
     Attributes:
+        huber: distance beyond which a position error counts linearly in the loss instead of squared (pseudo-Huber of
+            the length of the error vector, so that it does not depend on the axes); 0 for squared errors. Outcomes of
+            close encounters are chaotic, and squared errors make a network learn those of the training by heart.
         velocity_weight: weight of the squared error of the velocities beside that of the positions; needs a model
             that gives `trajectory_vel` and data that have it.
         rollout: the model predicts one step from `times[0]` to the next; train on that step and evaluate by applying
@@ -29,6 +32,7 @@ class TrajectoryTask:
             state; needs data with bones.
     """
 
+    huber: float = 0.0
     velocity_weight: float = 0.0
     rollout: bool = False
     bone_lengths: bool = False
@@ -36,13 +40,21 @@ class TrajectoryTask:
     def loss(self, out: dict[str, Tensor], sample: Data) -> dict[str, Tensor]:
         """The terms of the loss; their sum is minimised."""
         error = self.predicted(out, sample) - self._target(out, sample)
-        terms = {"positions": error.square().mean()}
+        terms = {"positions": self._position_loss(error)}
         if self.velocity_weight:
             if sample.get("trajectory_vel") is None or "trajectory_vel" not in out:
                 raise InputError("velocity_weight needs velocities", where="task", expected="data and model with them")
             error = out["trajectory_vel"] - sample.trajectory_vel
             terms["velocities"] = self.velocity_weight * error.square().mean()
         return terms
+
+    def _position_loss(self, error: Tensor) -> Tensor:
+        """Mean over coordinates; for small errors the same with and without `huber`."""
+        if not self.huber:
+            return error.square().mean()
+        scaled = error.square().sum(-1) / self.huber**2
+        # s / (sqrt(1 + s) + 1) is sqrt(1 + s) - 1 without its cancellation.
+        return (2 * self.huber**2 / error.shape[-1]) * (scaled / ((1 + scaled).sqrt() + 1)).mean()
 
     def predicted(self, out: dict[str, Tensor], sample: Data) -> Tensor:
         """Predicted positions [..., N, P, 3]; a model that gives `pos` alone predicts one time (S2S)."""
