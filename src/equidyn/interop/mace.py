@@ -82,7 +82,14 @@ ARGUMENTS: dict[str, Any] = {
 }
 """Constructor arguments of the original, with its defaults."""
 
-_REFUSED = ("use_so3", "use_embedding_readout", "cueq_config", "embedding_specs", "oeq_config", "keep_last_layer_irreps")
+_REFUSED = (
+    "use_so3",
+    "use_embedding_readout",
+    "cueq_config",
+    "embedding_specs",
+    "oeq_config",
+    "keep_last_layer_irreps",
+)
 
 
 def build(given: Mapping[str, Any], where: object) -> MACE:
@@ -93,7 +100,9 @@ def build(given: Mapping[str, Any], where: object) -> MACE:
     """
     for name in _REFUSED:
         if given[name]:
-            raise InputError("option of MACE that is not supported", where=where, expected=f"no {name}", got=given[name])
+            raise InputError(
+                "option of MACE that is not supported", where=where, expected=f"no {name}", got=given[name]
+            )
     hidden = _channels(given["hidden_irreps"], where)
     if len(set(hidden)) > 1:
         raise InputError("hidden_irreps", where=where, expected="equal numbers of channels", got=given["hidden_irreps"])
@@ -103,7 +112,9 @@ def build(given: Mapping[str, Any], where: object) -> MACE:
         block=_known("interaction", given["interaction_cls"], _BLOCKS, where),
         radial=_known("radial basis", given["radial_type"] or "bessel", _RADIAL, where),
         num_radial=given["num_bessel"],
-        transform=_known("transform", given["distance_transform"], {"None": "none", "Agnesi": "agnesi", "Soft": "soft"}, where),
+        transform=_known(
+            "transform", given["distance_transform"], {"None": "none", "Agnesi": "agnesi", "Soft": "soft"}, where
+        ),
         cutoff_power=int(given["num_polynomial_cutoff"]),
         late_cutoff=not given["apply_cutoff"],
         radial_hidden=tuple(given["radial_MLP"] or (64, 64, 64)),
@@ -113,7 +124,9 @@ def build(given: Mapping[str, Any], where: object) -> MACE:
         readout_hidden=sum(_channels(given["MLP_irreps"], where)),
         readout_mid=_known("readout", given["readout_cls"], _READOUTS, where),
         last_readout_only=given["use_last_readout_only"],
-        activation=_known("activation", given["gate"], {k: k for k in ("silu", "tanh", "sigmoid", "abs")} | {"None": "none"}, where),
+        activation=_known(
+            "activation", given["gate"], {k: k for k in ("silu", "tanh", "sigmoid", "abs")} | {"None": "none"}, where
+        ),
         repulsion=given["pair_repulsion"],
     )
     shifted = given["class"].endswith("ScaleShiftMACE")
@@ -157,12 +170,12 @@ def _channels(irreps: str, where: object) -> list[int]:
         InputError: another parity than (-1)^l, or an l out of order.
     """
     found = re.findall(r"(?:(\d+)x)?(\d+)([eo])", str(irreps))
-    if not found or any(int(l) != i or p != "eo"[i % 2] for i, (_, l, p) in enumerate(found)):
+    if not found or any(int(ell) != i or p != "eo"[i % 2] for i, (_, ell, p) in enumerate(found)):
         raise InputError("irreps", where=where, expected="natural parities 0e + 1o + 2e ...", got=irreps)
     return [int(mul or 1) for mul, _, _ in found]
 
 
-# Weights ---------------------------------------------------------------------------------------------------------------
+# Weights -------------------------------------------------------------------------------------------------------------
 
 # Constants and empty entries of the original's state.
 _IGNORED = re.compile(
@@ -184,7 +197,7 @@ class _State:
         return self.params[name]
 
     def fill(self, name: str, targets: list[Tensor], shapes: list[tuple[int, ...]] | None = None) -> None:
-        """Cut a flat tensor into our tensors; `shapes` are the original's, (in, S, out), where ours are (S, in, out)."""
+        """Cut a flat tensor into ours; `shapes` are the original's, (in, S, out), where ours are (S, in, out)."""
         value = self.take(name).flatten()
         sizes = [t.numel() for t in targets]
         if len(value) != sum(sizes):
@@ -210,9 +223,9 @@ def load(model: MACE, params: Mapping[str, Tensor]) -> None:
     state.fill("node_embedding.linear.weight", [model.embedding])
     for t, layer in enumerate(model.layers):
         _load_interaction(state, f"interactions.{t}", layer.interaction)
-        for l, _ in enumerate(layer.update.weights):
-            name = f"products.{t}.symmetric_contractions.contractions.{l}"
-            _load_contraction(state, name, layer.product, l)
+        for ell, _ in enumerate(layer.update.weights):
+            name = f"products.{t}.symmetric_contractions.contractions.{ell}"
+            _load_contraction(state, name, layer.product, ell)
         state.fill(f"products.{t}.linear.weight", list(layer.update.weights))
     for k, readout in enumerate(model.readouts):
         _load_readout(state, f"readouts.{k}", readout)
@@ -270,43 +283,43 @@ def _load_readout(state: _State, name: str, readout: nn.Module) -> None:
     layers = [(theirs, mix) for theirs, mix in parts.items() if mix is not None]
     for theirs, mix in layers:
         state.fill(f"{name}.{theirs}.weight", list(mix.weights))
-    for (theirs, _), bias in zip(layers, readout.biases, strict=False):
+    for (theirs, _), bias in zip(layers[1:], readout.biases, strict=False):
         state.fill(f"{name}.{theirs}.bias", [bias])
 
 
-def _load_contraction(state: _State, name: str, product: SymmetricContraction, l: int) -> None:
+def _load_contraction(state: _State, name: str, product: SymmetricContraction, ell: int) -> None:
     """Fold the couplings and weights of all degrees of one l."""
     lmax, first = len(product.l_sizes) - 1, 0
     for group_l, degree in product.groups:
         ours = equivariant_polynomials(lmax, degree, group_l)
         rows = slice(first, first + len(ours))
         first += len(ours)
-        if group_l != l:
+        if group_l != ell:
             continue
         lower = product.degree - 1 - degree
         weight = state.take(f"{name}.weights_max" if lower < 0 else f"{name}.weights.{lower}")
         zeroed = state.params.get(f"{name}.weights_{'max' if lower < 0 else lower}_zeroed")
-        fold = _fold(state.take(f"{name}.U_matrix_{degree}"), ours, l, name).to(weight)
+        fold = _fold(state.take(f"{name}.U_matrix_{degree}"), ours, ell, name).to(weight)
         value = torch.einsum("pk,skc->spc", fold, weight)
         if value.shape != product.weight[:, rows].shape:
             raise InputError("shape", where=name, expected=tuple(product.weight[:, rows].shape), got=tuple(value.shape))
         product.weight[:, rows] = 0.0 if zeroed is not None and bool(zeroed) else value
 
 
-def _fold(coupling: Tensor, ours: np.ndarray, l: int, where: str) -> Tensor:
+def _fold(coupling: Tensor, ours: np.ndarray, ell: int, where: str) -> Tensor:
     """The original's paths [.., K] in terms of our polynomials: [P, K]."""
     table = coupling.double().numpy()
-    table = table if l else table[None]
+    table = table if ell else table[None]
     flat = np.moveaxis(table, -1, 0).reshape(-1, *table.shape[1:-1])
     theirs = symmetrised(flat).reshape(table.shape[-1], -1)
     basis = ours.reshape(len(ours), -1)
     fold = np.linalg.lstsq(basis.T, theirs.T, rcond=None)[0]
     if np.abs(basis.T @ fold - theirs.T).max() > 1e-5:  # a float32 file holds about seven digits
-        raise InputError("couplings that do not rotate as they should", where=where, expected=f"L = {l}")
+        raise InputError("couplings that do not rotate as they should", where=where, expected=f"L = {ell}")
     return torch.from_numpy(fold)
 
 
-# Records ---------------------------------------------------------------------------------------------------------------
+# Records -------------------------------------------------------------------------------------------------------------
 
 
 def replay(record: Record) -> dict[str, Tensor]:

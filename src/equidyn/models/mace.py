@@ -1,13 +1,13 @@
 """MACE, an interatomic potential with messages of many-body order.
 
-Batatia, Kovacs, Simm, Ortner, Csanyi, "MACE: Higher Order Equivariant Message Passing Neural Networks for Fast and Accurate
-Force Fields", NeurIPS 2022, arXiv 2206.07697.
+Batatia, Kovacs, Simm, Ortner, Csanyi, "MACE: Higher Order Equivariant Message Passing Neural Networks for Fast and
+Accurate Force Fields", NeurIPS 2022, arXiv 2206.07697.
 
 Symmetry: E(3) and permutations of like atoms; additive over atoms, so that size only costs time.
 
-Reads `pos [N, 3]` (Å), `z [N]`, `edge_index [2, E]`, and where present `edge_shift [E, 3]` (Å), `batch [N]` and `head [B]`
-(which level of theory each graph asks for). Gives `energy [B]` and `node_energy [N]` in eV, always in float64: the sum of
-atomic energies would lose the digits that matter. Forces and stress are its derivatives.
+Reads `pos [N, 3]` (Å), `z [N]`, `edge_index [2, E]`, and where present `edge_shift [E, 3]` (Å), `batch [N]` and
+`head [B]` (which level of theory each graph asks for). Gives `energy [B]` and `node_energy [N]` in eV, always in
+float64: the sum of atomic energies would lose the digits that matter. Forces and stress are its derivatives.
 
 Differences from the original: dependent coupling trees of the symmetric contraction have no weights of their own, the
 function is the same; element-dependent maps are products with the matrix of the element, not with a one-hot vector;
@@ -56,7 +56,7 @@ class EnergyReference:
     """What the network's output is measured from, one value for all heads or one per head (levels of theory).
 
     Attributes:
-        atoms: energies of the isolated atoms (eV), in the order of the elements; zero if empty. Or one such row per head.
+        atoms: energies of the isolated atoms (eV), in the order of the elements, or such a row per head; zero if empty.
         scale: eV per unit of the network's output.
         shift: eV added per atom.
     """
@@ -71,9 +71,9 @@ class MACEOptions:
     """What varies between the published models.
 
     Attributes:
-        first_block: interaction of the first layer. "plain" has no skip connection, so that an isolated atom has exactly
-            its reference energy; "residual" has one; the "density" forms divide by a learned local density instead of
-            the mean number of neighbours; "nonlinear" is the gated form of MACE-OMOL and MACE-MH.
+        first_block: interaction of the first layer. "plain" has no skip connection, so that an isolated atom has
+            exactly its reference energy; "residual" has one; the "density" forms divide by a learned local density
+            instead of the mean number of neighbours; "nonlinear" is the gated form of MACE-OMOL and MACE-MH.
         block: interaction of the other layers.
         radial: basis of the distance.
         num_radial: size of that basis.
@@ -170,7 +170,7 @@ class EdgeFeatures(NamedTuple):
     window: Tensor
 
 
-# Geometry of an edge ---------------------------------------------------------------------------------------------------
+# Geometry of an edge -------------------------------------------------------------------------------------------------
 
 
 def envelope(x: Tensor, p: int) -> Tensor:
@@ -191,7 +191,12 @@ class RadialBasis(nn.Module):
 
     def __init__(self, cutoff: float, options: MACEOptions, elements: Sequence[int]) -> None:
         super().__init__()
-        self.cutoff, self.kind, self.transform, self.size = cutoff, options.radial, options.transform, options.num_radial
+        self.cutoff, self.kind, self.transform, self.size = (
+            cutoff,
+            options.radial,
+            options.transform,
+            options.num_radial,
+        )
         self.radii = Constant(torch.tensor([covalent_radii[z] for z in elements]))
 
     def forward(self, r: Tensor, species_i: Tensor, species_j: Tensor) -> Tensor:
@@ -242,7 +247,7 @@ class Repulsion(nn.Module):
         return 0.5 * 14.3996 * zi * zj / r * screen * envelope(r / bond, self.cutoff_power)
 
 
-# Layers ----------------------------------------------------------------------------------------------------------------
+# Layers --------------------------------------------------------------------------------------------------------------
 
 
 class Mix(nn.Module):
@@ -255,7 +260,7 @@ class Mix(nn.Module):
 
     def forward(self, x: Features) -> Features:
         """Map; an l that the input does not have is zero."""
-        x = [*x, *(_zeros(x[0], l) for l in range(len(x), len(self.weights)))]
+        x = [*x, *(_zeros(x[0], ell) for ell in range(len(x), len(self.weights)))]
         return [h @ (w / sqrt(max(len(w), 1))) for h, w in zip(x, self.weights, strict=False)]
 
 
@@ -269,13 +274,13 @@ class SpeciesMix(nn.Module):
 
     def forward(self, x: Features, graph: Graph) -> Features:
         """Map; an l that the input does not have is zero."""
-        x = [*x, *(_zeros(x[0], l) for l in range(len(x), len(self.weights)))]
+        x = [*x, *(_zeros(x[0], ell) for ell in range(len(x), len(self.weights)))]
         scales = [1 / sqrt(max(w.shape[0] * w.shape[1], 1)) for w in self.weights]
         return [graph.by_species(h, w * s) for h, w, s in zip(x, self.weights, scales, strict=False)]
 
 
-def _zeros(like: Tensor, l: int) -> Tensor:
-    return like.new_zeros(len(like), 2 * l + 1, 0)
+def _zeros(like: Tensor, ell: int) -> Tensor:
+    return like.new_zeros(len(like), 2 * ell + 1, 0)
 
 
 class RadialNet(nn.Module):
@@ -398,7 +403,7 @@ class Layer(nn.Module):
         a, skip = self.interaction(h, edges, graph)
         blocks = [(0, 0, len(graph.order))] if self.agnostic else graph.blocks
         b = self.product(torch.cat(a, dim=1), blocks)
-        out = self.update(list(b.split([2 * l + 1 for l in range(len(self.update.weights))], dim=1)))
+        out = self.update(list(b.split([2 * ell + 1 for ell in range(len(self.update.weights))], dim=1)))
         return out if skip is None else [x + y for x, y in zip(out, skip, strict=True)]
 
 
@@ -422,17 +427,16 @@ class MLPReadout(nn.Module):
         self.activation, width, biased = options.activation, heads * options.readout_hidden, options.readout_mid
         self.inner, self.out = Mix([channels], [width]), Mix([width], [heads])
         self.mid = Mix([width], [width]) if biased else None
-        sizes = [width, width, heads] if biased else []
-        self.biases = nn.ParameterList(torch.zeros(size) for size in sizes)
+        self.biases = nn.ParameterList(torch.zeros(size) for size in ([width, heads] if biased else []))
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
         """[N, 1, C] and each atom's head, one-hot [N, 1, heads], to [N, 1, heads]."""
-        biases = list(self.biases) or [0.0, 0.0, 0.0]
         mask = mask.repeat_interleave(self.out.weights[0].shape[0] // mask.shape[2], dim=2)
-        h = activate(self.activation, self.inner([h])[0] + biases[0]) * mask
-        if self.mid is not None:
-            h = activate(self.activation, self.mid([h])[0] + biases[1]) * mask
-        return self.out([h])[0] + biases[-1]
+        h = activate(self.activation, self.inner([h])[0]) * mask
+        if self.mid is None:
+            return self.out([h])[0]
+        h = activate(self.activation, self.mid([h])[0] + self.biases[0]) * mask
+        return self.out([h])[0] + self.biases[1]
 
 
 def activate(name: str, x: Tensor) -> Tensor:
@@ -441,7 +445,7 @@ def activate(name: str, x: Tensor) -> Tensor:
     return function(x) * factor
 
 
-# Model -----------------------------------------------------------------------------------------------------------------
+# Model ---------------------------------------------------------------------------------------------------------------
 
 
 class MACE(nn.Module):
@@ -493,7 +497,7 @@ class MACE(nn.Module):
         self.layers, self.readouts = nn.ModuleList(), nn.ModuleList()
         for number, degree in enumerate(degrees):
             last = number == num_layers - 1
-            l_in, l_out = hidden_l if number else 0, 0 if last and number else hidden_l
+            l_in, l_out = hidden_l if number else 0, 0 if last else hidden_l
             self.layers.append(Layer(l_in, l_out, degree, number == 0, sizes, options))
             if last and number:
                 self.readouts.append(MLPReadout(channels, self.reference.heads, options))
@@ -561,7 +565,10 @@ class _Reference:
             self.atoms = Constant(atoms.expand(self.heads, num_species))
             self.scale, self.shift = Constant(scale.expand(self.heads)), Constant(shift.expand(self.heads))
         except RuntimeError:
-            expected, got = f"{num_species} energies, for one head or each", [list(v.shape) for v in (atoms, scale, shift)]
+            expected, got = (
+                f"{num_species} energies, for one head or each",
+                [list(v.shape) for v in (atoms, scale, shift)],
+            )
             raise InputError("energy reference", where="reference", expected=expected, got=got) from None
 
     def __call__(self, energy: Tensor, head: Tensor, species: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ class SphericalHarmonics(nn.Module):
     def __init__(self, lmax: int) -> None:
         super().__init__()
         self.lmax, self.couplings = lmax, []
-        for l in range(2, lmax + 1):
-            coupling = wigner_3j(l - 1, 1, l, dtype=torch.float64).flatten(0, 1)
+        for ell in range(2, lmax + 1):
+            coupling = wigner_3j(ell - 1, 1, ell, dtype=torch.float64).flatten(0, 1)
             # At the pole only m = 0 is not zero: sqrt(2 l - 1) sqrt(3) coupling = sqrt(2 l + 1) fixes the scale.
-            pole = coupling[3 * (l - 1) + 1, l] * sqrt(3 * (2 * l - 1))
-            self.couplings.append(Constant(coupling * sqrt(2 * l + 1) / pole))
+            pole = coupling[3 * (ell - 1) + 1, ell] * sqrt(3 * (2 * ell - 1))
+            self.couplings.append(Constant(coupling * sqrt(2 * ell + 1) / pole))
 
     def forward(self, unit: Tensor) -> list[Tensor]:
         """Evaluate (class docstring for shapes)."""

@@ -1,17 +1,16 @@
 """Symmetric contraction: equivariant polynomials of the spherical components of one feature, channel by channel.
 
-A feature has components a_i, i = 1..D, one for each (l, m) with l <= lmax. The outputs B_LM are all polynomials of them
-up to a degree that rotate as L and keep the natural parity (-1)^L, weighted per species and channel (the product basis of
-ACE; Batatia et al. 2022, equations 10 and 11). As the factors are identical, coupling trees differ by symmetry only in
-few ways: of 51 trees of degree three for lmax = 3 and L = 1, twelve are independent, and only those have weights here.
+A feature has components a_i, i = 1..D, one for each (l, m) with l <= lmax. The outputs B_LM are all polynomials of
+them up to a degree that rotate as L and keep the natural parity (-1)^L, weighted per species and channel (the product
+basis of ACE; Batatia et al. 2022, equations 10 and 11). As the factors are identical, few coupling trees differ: of 51
+trees of degree three for lmax = 3 and L = 1, twelve are independent, and only those have weights here.
 
-Evaluation: B_LM = sum_gf G_g K_gf,LM F_f with short lists of monomials F (degree 0 to 2) and G (degree 1, or 1 and 2 for
-degree four), so that nearly all work is one matrix product per species, batched over channels.
+Evaluation: B_LM = sum_gf G_g K_gf,LM F_f with short lists of monomials F (degree 0 to 2) and G (degree 1, or 1 and 2
+for degree four), so that nearly all work is one matrix product per species, batched over channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from itertools import combinations_with_replacement, product
 from math import sqrt
@@ -60,7 +59,7 @@ def equivariant_polynomials(lmax: int, degree: int, l_out: int) -> NDArray:
 @cache
 def coupling_trees(lmax: int, degree: int, l_out: int) -> int:
     """Number of coupling trees behind `equivariant_polynomials`, dependent ones included."""
-    count = {(l, (-1) ** l): 1 for l in range(lmax + 1)}
+    count = {(ell, (-1) ** ell): 1 for ell in range(lmax + 1)}
     for _ in range(degree - 1):
         following: dict[tuple[int, int], int] = {}
         for (l1, p1), trees in count.items():
@@ -78,7 +77,7 @@ def _polynomials(lmax: int, degree: int, reach: int) -> dict[tuple[int, int], ND
     size = (lmax + 1) ** 2
     if degree == 1:
         rows = np.eye(size)
-        return {(l, (-1) ** l): rows[None, l * l : (l + 1) ** 2] for l in range(lmax + 1)}
+        return {(ell, (-1) ** ell): rows[None, ell * ell : (ell + 1) ** 2] for ell in range(lmax + 1)}
     smaller = _polynomials(lmax, degree - 1, min(reach + lmax, (degree - 1) * lmax))
     source, target = monomials(size, degree - 1), monomials(size, degree)
     # Number of the monomial that one more factor makes of each: [D, monomials].
@@ -127,21 +126,21 @@ class SymmetricContraction(nn.Module):
         if not 1 <= degree <= MAX_DEGREE or l_out > degree * lmax:
             got = f"degree {degree}, lmax {lmax}, L {l_out}"
             raise InputError("degree of the contraction", expected=f"1 to {MAX_DEGREE}, L within reach", got=got)
-        self.l_sizes = [2 * l + 1 for l in range(lmax + 1)]
+        self.l_sizes = [2 * ell + 1 for ell in range(lmax + 1)]
         self.degree, self.outputs = degree, (l_out + 1) ** 2
-        self.groups = [(l, n) for l in range(l_out + 1) for n in range(1, degree + 1) if self._count(lmax, n, l)]
+        self.groups = [(ell, n) for ell in range(l_out + 1) for n in range(1, degree + 1) if self._count(lmax, n, ell)]
         std, rows = [], []
-        for l, n in self.groups:
-            paths = equivariant_polynomials(lmax, n, l)
-            rows.append(self._kernel(paths, n, l * l))
+        for ell, n in self.groups:
+            paths = equivariant_polynomials(lmax, n, ell)
+            rows.append(self._kernel(paths, n, ell * ell))
             # As if each of the T dependent trees had a weight of variance 1 / T^2.
-            std += [1 / sqrt(coupling_trees(lmax, n, l) * len(paths))] * len(paths)
+            std += [1 / sqrt(coupling_trees(lmax, n, ell) * len(paths))] * len(paths)
         self.basis = Constant(torch.cat(rows))
         self.weight = nn.Parameter(torch.randn(num_species, len(std), channels) * torch.tensor(std)[:, None])
 
     @staticmethod
-    def _count(lmax: int, degree: int, l: int) -> int:
-        return len(equivariant_polynomials(lmax, degree, l)) if l <= degree * lmax else 0
+    def _count(lmax: int, degree: int, ell: int) -> int:
+        return len(equivariant_polynomials(lmax, degree, ell)) if ell <= degree * lmax else 0
 
     def _lists(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
         """The monomials of the left list G and of the right list F, in the order in which forward makes them."""
