@@ -57,7 +57,7 @@ class Potential(nn.Module):
 def make(form="residual", elements=ELEMENTS, **given):
     torch.manual_seed(0)
     options = MACEOptions(**({"radial_hidden": (8,), "readout_hidden": 4} | FORMS[form]))
-    given = {"sh_l": 2, "correlation": 2, "cutoff": CUTOFF, "neighbours": 5.0} | given
+    given = {"sh_l": 2, "correlation": 2, "cutoff": CUTOFF, "neighbours": 1.5} | given
     model = MACE(elements, 4, 1, 2, options=options, **given)
     with torch.no_grad():  # the fresh element embeddings and density weights of "nonlinear" are too small to show
         for name, parameter in model.named_parameters():

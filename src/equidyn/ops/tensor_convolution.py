@@ -1,7 +1,7 @@
 """Convolution of spherical features with weighted spherical harmonics, summed at the receivers.
 
 Each path (l1, l2, l3) couples features l1 of the sender with harmonics l2 of an edge to l3, by a weight per edge and
-channel (Thomas et al. 2018, arXiv 1802.08219). The harmonics come first, coupled to a small matrix between the components
+channel (Thomas et al. 2018, arXiv 1802.08219). The harmonics come first, coupled to a small matrix between components
 of l1 and l3 that channels share. What is left is a sum over the edges of a receiver and the components of l1, one
 matrix product per receiver: messages are never written per edge. Edges are kept in tiles of few edges of one receiver,
 so that products have equal sizes whatever the numbers of neighbours.
