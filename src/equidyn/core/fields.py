@@ -48,6 +48,7 @@ _FIELDS = (
     Field("cell", "[1, 3, 3]", "Å", "vector", "Lattice vectors in rows."),
     Field("pbc", "[1, 3]", "", "invariant", "Whether the box repeats along each lattice vector."),
     Field("batch", "[N]", "", "index", "Graph each node belongs to.", 0),
+    Field("head", "[1]", "", "invariant", "Level of theory the graph asks a model of several for, from 0."),
     Field("times", "[1, P]", "time", "invariant", "Time points of the trajectory, counted from the input state."),
     Field("trajectory", "[N, P, 3]", "unit of pos", "position", "Positions at `times`.", 0),
     Field("trajectory_vel", "[N, P, 3]", "unit of vel", "vector", "Velocities at `times`.", 0),
