@@ -328,7 +328,7 @@ def replay(record: Record) -> dict[str, Tensor]:
     model = build(given, record.path).to(record.dtype)
     load(model, record.params)
     trace = _Trace(model)
-    sample, strain = _sample(record)
+    sample, strain = record_sample(record)
     out = model(sample)
     forces, slope = torch.autograd.grad(out["energy"].sum(), [sample.pos, strain])
     reference = trace.reference_energy(sample)
@@ -350,7 +350,7 @@ def _total(node_energy: Tensor, sample: Data) -> Tensor:
     return node_energy.new_zeros(int(sample.batch.max()) + 1).index_add(0, sample.batch, node_energy)
 
 
-def _sample(record: Record) -> tuple[Data, Tensor]:
+def record_sample(record: Record) -> tuple[Data, Tensor]:
     """The record's graphs under a strain of zero, and that strain [G, 3, 3]."""
     given = record.inputs
     elements = record.params["atomic_numbers"]
