@@ -22,6 +22,8 @@ from equidyn.models.mace import (
     MACE,
     EnergyReference,
     Interaction,
+    Layer,
+    LinearReadout,
     MACEOptions,
     MLPReadout,
     NonlinearInteraction,
@@ -188,7 +190,8 @@ class _State:
     """The original's state; remembers what has been read."""
 
     def __init__(self, params: Mapping[str, Tensor]) -> None:
-        self.params, self.read = params, set()
+        self.params = params
+        self.read: set[str] = set()
 
     def take(self, name: str) -> Tensor:
         if name not in self.params:
@@ -221,7 +224,7 @@ def load(model: MACE, params: Mapping[str, Tensor]) -> None:
     state = _State(params)
     _check_constants(model, params)
     state.fill("node_embedding.linear.weight", [model.embedding])
-    for t, layer in enumerate(model.layers):
+    for t, layer in enumerate(_layers(model)):
         _load_interaction(state, f"interactions.{t}", layer.interaction)
         for ell, _ in enumerate(layer.update.weights):
             name = f"products.{t}.symmetric_contractions.contractions.{ell}"
@@ -246,7 +249,11 @@ def _check_constants(model: MACE, params: Mapping[str, Tensor]) -> None:
             raise InputError("constant", where=name, expected=value.tolist(), got=params[name].tolist())
 
 
-def _load_interaction(state: _State, name: str, block: nn.Module) -> None:
+def _layers(model: MACE) -> list[Layer]:
+    return [layer for layer in model.layers if isinstance(layer, Layer)]
+
+
+def _load_interaction(state: _State, name: str, block: Interaction | NonlinearInteraction) -> None:
     state.fill(f"{name}.linear_up.weight", list(block.up.weights))
     if isinstance(block, NonlinearInteraction):
         for theirs, mix in (("linear_1", block.mix), ("linear_res", block.bypass), ("linear_2", block.out)):
@@ -259,9 +266,8 @@ def _load_interaction(state: _State, name: str, block: nn.Module) -> None:
         _load_pair_net(state, f"{name}.conv_tp_weights.net", block.radial)
         _load_pair_net(state, f"{name}.density_fn.net", block.density)
         return
-    assert isinstance(block, Interaction)
     state.fill(f"{name}.linear.weight", list(block.mix.weights))
-    shapes = [(w.shape[1], w.shape[0], w.shape[2]) for w in block.skip.weights]
+    shapes: list[tuple[int, ...]] = [(w.shape[1], w.shape[0], w.shape[2]) for w in block.skip.weights]
     state.fill(f"{name}.skip_tp.weight", list(block.skip.weights), shapes)
     for k, weight in enumerate(block.radial.weights):
         state.fill(f"{name}.conv_tp_weights.layer{k}.weight", [weight])
@@ -276,8 +282,9 @@ def _load_pair_net(state: _State, name: str, net: PairNet) -> None:
 
 
 def _load_readout(state: _State, name: str, readout: nn.Module) -> None:
-    if not isinstance(readout, MLPReadout):
+    if isinstance(readout, LinearReadout):
         state.fill(f"{name}.linear.weight", list(readout.out.weights))
+    if not isinstance(readout, MLPReadout):
         return
     parts = {"linear_1": readout.inner, "linear_mid": readout.mid, "linear_2": readout.out}
     layers = [(theirs, mix) for theirs, mix in parts.items() if mix is not None]
@@ -375,8 +382,9 @@ class _Trace:
     """The intermediate tensors of one call of a model, under the original's names and in its layout."""
 
     def __init__(self, model: MACE) -> None:
-        self.model, self.seen = model, {}
-        for t, layer in enumerate(model.layers):
+        self.model = model
+        self.seen: dict[str, Any] = {}
+        for t, layer in enumerate(_layers(model)):
             self._watch(layer, f"product{t}")
             self._watch(layer.interaction, f"interaction{t}")
         for k, readout in enumerate(model.readouts):

@@ -92,12 +92,13 @@ def _transform(module: Inert) -> str:
 
 def _radial_widths(state: dict[str, Tensor]) -> list[int]:
     """Hidden widths of the radial network, either of its forms."""
-    stem, widths = "interactions.0.conv_tp_weights", []
-    for k in count():
-        plain, normed = f"{stem}.layer{k}.weight", f"{stem}.net.{3 * k}.weight"
-        if plain not in state and normed not in state:
-            return widths[:-1]
-        widths.append(state[plain].shape[1] if plain in state else len(state[normed]))
+    stem = "interactions.0.conv_tp_weights"
+    widths: list[int] = []
+    while (plain := f"{stem}.layer{len(widths)}.weight") in state:
+        widths.append(state[plain].shape[1])
+    while (normed := f"{stem}.net.{3 * len(widths)}.weight") in state:
+        widths.append(len(state[normed]))
+    return widths[:-1]
 
 
 def _last_readout(readout: Inert, heads: int) -> dict[str, Any]:

@@ -307,11 +307,9 @@ class PairNet(nn.Module):
     def __init__(self, sizes: Sequence[int], embedding: int) -> None:
         super().__init__()
         self.sizes = [sizes[0], embedding, embedding]
-        layers: list[nn.Module] = []
-        for i, o in pairwise([sum(self.sizes), *sizes[1:]]):
-            layers += [nn.LayerNorm(i), nn.SiLU()] if layers else []
-            layers.append(nn.Linear(i, o))
-        self.first, self.rest = layers[0], nn.Sequential(*layers[1:])
+        self.first, self.rest = nn.Linear(sum(self.sizes), sizes[1]), nn.Sequential()
+        for i, o in pairwise(sizes[1:]):
+            self.rest.extend([nn.LayerNorm(i), nn.SiLU(), nn.Linear(i, o)])
 
     def forward(self, x: Tensor, source: Tensor, target: Tensor, graph: Graph) -> Tensor:
         """[P, B] and embeddings of the elements [S, C] to [P, W]."""

@@ -103,7 +103,7 @@ def _independent(rows: NDArray) -> NDArray:
         rest = flat
         for _ in range(2):  # the second pass removes what rounding left of the first
             rest = rest - directions.T @ (directions @ rest)
-        if np.linalg.norm(rest) > 1e-7 * max(np.linalg.norm(flat), 1.0):
+        if np.linalg.norm(rest) > 1e-7 * (1.0 + np.linalg.norm(flat)):
             directions = np.concatenate([directions, (rest / np.linalg.norm(rest))[None]])
             lead = flat[np.argmax(np.abs(flat) > 1e-9 * np.abs(flat).max())]
             kept.append(row * np.sign(lead))
