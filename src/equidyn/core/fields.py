@@ -52,6 +52,7 @@ _FIELDS = (
     Field("pbc", "[1, 3]", "", "invariant", "Whether the box repeats along each lattice vector."),
     Field("batch", "[N]", "", "index", "Graph each node belongs to.", 0),
     Field("sigma", "[1]", "Å", "invariant", "Width of the noise on the positions of the graph."),
+    Field("head", "[1]", "", "invariant", "Level of theory the graph asks a model of several for, from 0."),
     Field("times", "[1, P]", "time", "invariant", "Time points of the trajectory, counted from the input state."),
     Field("trajectory", "[N, P, 3]", "unit of pos", "position", "Positions at `times`.", 0),
     Field("trajectory_vel", "[N, P, 3]", "unit of vel", "vector", "Velocities at `times`.", 0),
