@@ -93,6 +93,8 @@ def read_record(path: str | Path) -> Record:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         meta = json.loads(str(arrays.pop("meta")))
+        if "config" in meta:  # what some records call the original's arguments
+            meta.setdefault("constructor", meta["config"])
         meta["system"], meta["dtype"], meta["constructor"]
     except Exception as error:
         raise InputError("unreadable golden record", where=path, got=f"{type(error).__name__}: {error}") from None
