@@ -113,13 +113,17 @@ def _build(record: Record, params: Mapping[str, Tensor]) -> NequIP:
     ).to(record.dtype)
 
 
+def _layers(model: NequIP) -> list[Any]:
+    return list(model.layers)
+
+
 def _radial_order(conv: Convolution, l_max: int) -> Tensor:
     """The original's column for each of our columns of the last radial map."""
     ours = {}  # (block, degree of the harmonics, degree of the output): first of our columns, channels
     start = 0
     for (n, _, group), (_, channels) in zip(conv.ways, conv.shapes, strict=True):
-        for l in group.l_edges:
-            ours[n, l, group.l_out] = (start, channels)
+        for degree in group.l_edges:
+            ours[n, degree, group.l_out] = (start, channels)
             start += channels
     theirs = torch.empty(start, dtype=torch.long)
     begin = 0
@@ -140,15 +144,16 @@ def _cut(flat: Tensor, targets: nn.ParameterList, where: str) -> list[Tensor]:
 
 def _pairs(model: NequIP, params: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Each of our tensors with the original's; what is used is taken out of `params`."""
+    recip = model.basis.inverse_cutoff
     pairs: list[tuple[Tensor, Tensor]] = [
         (model.type_embedding, params.pop("type_embed.embed_module.weight")),
-        (model.basis.inverse_cutoff, params.pop("edge_norm._rmax_recip").flatten()),
+        (recip, params.pop("edge_norm._rmax_recip").flatten().expand(len(recip))),
         (model.basis.roots, params.pop("bessel_encode.bessel_weights").flatten()),
     ]
     for name in [n for n in params if n.startswith(_FIELDS)]:
         field = name.removeprefix(_FIELDS).removesuffix(".weight")
         pairs.append((model.field_embeddings[_OUR_FIELD.get(field, field)], params.pop(name)))
-    for t, layer in enumerate(model.layers):
+    for t, layer in enumerate(_layers(model)):
         conv, theirs = layer.conv, f"layer{t}_convnet.conv"
         flat = [("linear_1", conv.mix_in), ("linear_2", conv.mix_out)]
         flat += [("sc", conv.self_connection)] if conv.self_connection else []
@@ -180,13 +185,12 @@ def _load(model: NequIP, params: Mapping[str, Tensor]) -> None:
         raise InputError("parameters without a counterpart", where="record", got=sorted(left)[:3])
 
 
-def _sample(record: Record, species: list[str]) -> Data:
+def _sample(record: Record, numbers: list[int]) -> Data:
     given = record.inputs
-    numbers = torch.tensor([atomic_numbers[symbol] for symbol in species])
     receiver, sender = given["edge_index"]
     sample = Data(
         pos=given["pos"],
-        z=numbers[given["atom_types"].flatten()],
+        z=torch.tensor(numbers)[given["atom_types"].flatten()],
         edge_index=torch.stack([sender, receiver]),
         batch=given["batch"] if "batch" in given else torch.zeros(len(given["pos"]), dtype=torch.long),
     )
@@ -215,7 +219,7 @@ def _watch(model: NequIP, found: dict[str, Tensor]) -> None:
     keep(model.layers[0], lambda given, _: {"type_embed.node_attrs": given[0]})
     keep(model.couplings, lambda given, _: {"spharm.edge_attrs": given[0]})
     keep(model.basis, lambda _, out: {"edge_norm.normed_edge_lengths": out[0], "factor.edge_embedding": out[1]})
-    for t, layer in enumerate(model.layers):
+    for t, layer in enumerate(_layers(model)):
         name, before, after = f"layer{t}_convnet", layer.conv.out, layer.irreps
         keep(layer.conv, lambda _, out, n=name, i=before: {f"{n}.conv.node_features": _channels_first(out, i)})
         keep(layer, lambda _, out, n=name, i=after: {f"{n}.node_features": _channels_first(out, i)})
@@ -230,7 +234,7 @@ def replay(record: Record) -> dict[str, Tensor]:
     _load(model, params)
     found: dict[str, Tensor] = {}
     _watch(model, found)
-    sample = _sample(record, list(model.species))
+    sample = _sample(record, model.species.numbers)
     out = WithForces(model, stress=True, create_graph=False)(sample)
     energies = {"total_energy": out.pop("energy"), "atomic_energy": out.pop("atom_energy")}
     return found | energies | out | {"pair_potential.atomic_energy": energies["atomic_energy"]}

@@ -18,25 +18,26 @@ work); the radial weights of a layer come in the order (block, output irrep, deg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from ase.data import atomic_numbers
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from equidyn.core.catalogue import Citation, Entry
-from equidyn.core.errors import InputError, unknown_name
+from equidyn.core.errors import InputError
+from equidyn.ops.cutoff import polynomial_envelope
 from equidyn.ops.derivatives import graph_of_nodes
 from equidyn.ops.edges import EdgeCache, Edges
 from equidyn.ops.linear import linear
+from equidyn.ops.precision import Double
 from equidyn.ops.so3 import spherical_harmonics
+from equidyn.ops.species import PerSpecies, Species
 from equidyn.ops.tensor_product import Couplings, Group, Irrep, couplings_between, split_irreps
-
-PerSpecies = float | Mapping[str, float]
 
 # Activations scaled to unit second moment under a normal distribution (the constants of e3nn).
 _SILU, _TANH = 1.6791767923989418, 1.5937334472592695
@@ -86,26 +87,13 @@ class NequIPOptions:
     trainable_shift: bool = False
 
 
-class _Double(nn.Module):
-    """A module whose parameters and buffers stay in float64 whatever precision the network is cast to."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        def moved(t: Tensor) -> Tensor:
-            new = fn(t)
-            return new if new.dtype == t.dtype else t.to(new.device)
-
-        return super()._apply(moved, recurse)
-
-
 class _MLP(nn.Module):
     """Linear maps without bias and SiLU between; weights [in, out] of unit variance, scaled where they are used."""
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
         bound = math.sqrt(3)
-        self.weights = nn.ParameterList(
-            torch.empty(a, b).uniform_(-bound, bound) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.weights = nn.ParameterList(torch.empty(a, b).uniform_(-bound, bound) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for k, weight in enumerate(self.weights):
@@ -128,7 +116,7 @@ class _IrrepLinear(nn.Module):
         ]
 
 
-class RadialBasis(_Double):
+class RadialBasis(Double):
     """Distances in units of the cutoff, and the radial functions of an edge: Bessel functions under an envelope."""
 
     inverse_cutoff: Tensor
@@ -147,13 +135,7 @@ class RadialBasis(_Double):
         return x, bessel * polynomial_envelope(x, self.envelope)
 
 
-def polynomial_envelope(x: Tensor, p: int) -> Tensor:
-    """u(x): one at 0; zero from x = 1 on, where two derivatives vanish too."""
-    u = 1 - x**p * ((p + 1) * (p + 2) / 2 - p * (p + 2) * x + p * (p + 1) / 2 * x.square())
-    return torch.where(x < 1, u, 0.0)
-
-
-class ZBL(_Double):
+class ZBL(Double):
     """The screened Coulomb repulsion of two nuclei; half of it for each of the two directed edges."""
 
     charge: Tensor
@@ -171,7 +153,7 @@ class ZBL(_Double):
         return 0.5 * self.coulomb * a * b / length * screening * polynomial_envelope(x, 6)
 
 
-class ScaleShift(_Double):
+class ScaleShift(Double):
     """E_i = shift + scale times output, by species."""
 
     def __init__(self, scale: Tensor, shift: Tensor, options: NequIPOptions) -> None:
@@ -180,6 +162,7 @@ class ScaleShift(_Double):
         self.shift = nn.Parameter(shift, requires_grad=options.trainable_shift)
 
     def forward(self, value: Tensor, species: Tensor) -> Tensor:
+        """From the network's output [N] and species [N]: energies [N]."""
         return self.shift[species] + self.scale[species] * value.double()
 
 
@@ -213,9 +196,9 @@ class SelfConnection(nn.Module):
     def __init__(self, irreps: Sequence[Irrep], out: Sequence[Irrep], attribute_dim: int) -> None:
         super().__init__()
         self.irreps, self.out = tuple(irreps), tuple(out)
-        targets = {(b.l, b.p): b for b in out}
-        self.kept = [n for n, a in enumerate(irreps) if (a.l, a.p) in targets]
-        shapes = [(a.channels, attribute_dim, targets[a.l, a.p].channels) for a in irreps if (a.l, a.p) in targets]
+        targets = {b[:2]: b.channels for b in out}
+        self.kept = [n for n, a in enumerate(irreps) if a[:2] in targets]
+        shapes = [(a.channels, attribute_dim, targets[a[:2]]) for a in irreps if a[:2] in targets]
         self.weights = nn.ParameterList(torch.randn(shape) for shape in shapes)
 
     def forward(self, h: Tensor, kinds: Kinds) -> Tensor:
@@ -292,7 +275,7 @@ class Layer(nn.Module):
         super().__init__()
         kept = [b for b in hidden if any(couplings_between(a, b, l_max).l_edges for a in irreps)]
         self.irreps = tuple(kept)  # of the output
-        self.gated = tuple(b for b in kept if b.l) if options.nonlinearity == "gate" else ()
+        self.gated = tuple(b for b in kept if b.degree) if options.nonlinearity == "gate" else ()
         gates = sum(b.channels for b in self.gated)
         before = [b._replace(channels=b.channels + gates) if b[:2] == (0, 1) else b for b in kept]
         out = sorted(before, key=lambda b: b[:2])
@@ -342,7 +325,6 @@ class NequIP(nn.Module):
         InputError: species or values per species that do not fit; a sample with an unknown element or graph field.
     """
 
-    kind_of: Tensor
     norm: Tensor
 
     def __init__(
@@ -359,12 +341,11 @@ class NequIP(nn.Module):
         options: NequIPOptions = NequIPOptions(),
     ) -> None:
         super().__init__()
-        self.species, self.options, self.l_max = tuple(species), options, l_max
-        numbers = _numbers(self.species)
-        self.register_buffer("kind_of", _lookup(numbers), persistent=False)
-        norm = _per_species(mean_neighbors, self.species, "mean_neighbors").rsqrt()
+        self.options, self.l_max = options, l_max
+        self.species = Species(species)
+        norm = self.species.values(mean_neighbors, "mean_neighbors").rsqrt()
         self.register_buffer("norm", norm[:, None], persistent=False)
-        self.basis = RadialBasis(cutoff, _cutoffs(cutoff, options.pair_cutoffs, self.species), options)
+        self.basis = RadialBasis(cutoff, self.species.pair_cutoffs(cutoff, options.pair_cutoffs), options)
 
         hidden = _hidden_irreps(l_max, num_features, parity)
         type_dim = options.type_dim or hidden[0].channels
@@ -382,22 +363,21 @@ class NequIP(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.couplings = Couplings((way[2] for layer in layers for way in layer.conv.ways), l_max)
         self.readout = _MLP(irreps[0].channels, *options.readout, 1)
-        self.scale_shift = ScaleShift(
-            _per_species(scale, self.species, "scale"), _per_species(shift, self.species, "shift"), options
-        )
-        self.zbl = None if options.zbl == "none" else ZBL(numbers, options.zbl)
+        per_species = (self.species.values(scale, "scale"), self.species.values(shift, "shift"))
+        self.scale_shift = ScaleShift(*per_species, options)
+        self.zbl = None if options.zbl == "none" else ZBL(self.species.numbers, options.zbl)
         self._edges = EdgeCache()
 
     def forward(self, sample: Data) -> dict[str, Tensor]:
         """Energies (module docstring for shapes)."""
         dtype = self.type_embedding.dtype
-        species = self._species(sample.z)
+        species = self.species(sample.z)
         batch, graphs = graph_of_nodes(sample)
         edges = self._edges(sample.edge_index, len(species), dtype, copies=1)
         receiver, sender = species[edges.receivers.node], species[edges.senders.node]
 
         length, unit = _geometry(sample, edges)
-        x, basis = self.basis(length, self._pair(receiver, sender))
+        x, basis = self.basis(length, receiver * len(self.species) + sender)
         couplings = self.couplings(spherical_harmonics(unit, self.l_max).to(dtype))
 
         h, kinds = self._embed(sample, species, batch)
@@ -409,18 +389,6 @@ class NequIP(nn.Module):
             energy = energy + edges.sum(self.zbl(length, x, receiver, sender)).squeeze(-1)
         total = energy.new_zeros(graphs).index_add(0, batch, energy)
         return {"energy": total, "atom_energy": energy}
-
-    def _species(self, z: Tensor) -> Tensor:
-        """Index of each atom's element in `species` [N]."""
-        species = self.kind_of[z.clamp(0, len(self.kind_of) - 1)]
-        if not torch.compiler.is_compiling() and bool((species < 0).any()):
-            unknown = int(z[species < 0][0])
-            raise InputError("element", where="z", expected=f"one of {', '.join(self.species)}", got=unknown)
-        return species
-
-    def _pair(self, receiver: Tensor, sender: Tensor) -> Tensor:
-        single = len(self.basis.inverse_cutoff) == 1
-        return torch.zeros_like(receiver) if single else receiver * len(self.species) + sender
 
     def _embed(self, sample: Data, species: Tensor, batch: Tensor) -> tuple[Tensor, Kinds]:
         """Features of the atoms before the first layer, [N, F], which all layers see too; and the atoms by kind."""
@@ -452,51 +420,8 @@ def _hidden_irreps(l_max: int, num_features: int | Sequence[int], parity: bool) 
     channels = [num_features] * (l_max + 1) if isinstance(num_features, int) else list(num_features)
     if l_max < 0 or len(channels) != l_max + 1 or channels[0] < 1:
         raise InputError("num_features", where="NequIP", expected=f"{l_max + 1} numbers", got=num_features)
-    parities = lambda l: (1, -1) if parity else ((-1) ** l,)  # noqa: E731
-    return [Irrep(l, p, c) for l, c in enumerate(channels) for p in parities(l) if c]
-
-
-def _numbers(species: Sequence[str]) -> list[int]:
-    for symbol in species:
-        if symbol not in atomic_numbers:
-            raise unknown_name("element", symbol, atomic_numbers, where="species")
-    if not species or len(set(species)) < len(species):
-        raise InputError("species", where="NequIP", expected="different elements", got=list(species))
-    return [atomic_numbers[symbol] for symbol in species]
-
-
-def _lookup(numbers: Sequence[int]) -> Tensor:
-    """[max + 2]: index of each atomic number in the list, -1 for those not in it and for the last row."""
-    table = torch.full((max(numbers) + 2,), -1)
-    table[torch.tensor(numbers)] = torch.arange(len(numbers))
-    return table
-
-
-def _per_species(value: PerSpecies, species: Sequence[str], where: str) -> Tensor:
-    """One number per species [S], float64."""
-    if not isinstance(value, Mapping):
-        return torch.full((len(species),), float(value), dtype=torch.float64)
-    if set(value) != set(species):
-        raise InputError("values per species", where=where, expected=sorted(species), got=sorted(value))
-    return torch.tensor([value[symbol] for symbol in species], dtype=torch.float64)
-
-
-def _cutoffs(cutoff: float, pairs: Mapping[str, PerSpecies], species: Sequence[str]) -> Tensor:
-    """[S, S] cutoffs by receiver and sender, or [1] where all are the same."""
-    if not pairs:
-        return torch.tensor([cutoff], dtype=torch.float64)
-    table = torch.full((len(species), len(species)), cutoff, dtype=torch.float64)
-    for receiver, given in pairs.items():
-        row = given if isinstance(given, Mapping) else dict.fromkeys(species, given)
-        for sender, value in row.items():
-            for symbol in (receiver, sender):
-                if symbol not in species:
-                    raise unknown_name("species", symbol, species, where="pair_cutoffs")
-            if not 0 < value <= cutoff:
-                expected = f"above 0, at most {cutoff}"
-                raise InputError("cutoff", where=f"pair_cutoffs {receiver}-{sender}", expected=expected, got=value)
-            table[species.index(receiver), species.index(sender)] = value
-    return table
+    both = [Irrep(d, p, c) for d, c in enumerate(channels) for p in (1, -1) if c]
+    return [b for b in both if parity or b.parity == (-1) ** b.degree]
 
 
 ENTRY = Entry(

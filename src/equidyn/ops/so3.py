@@ -33,14 +33,14 @@ def _clebsch_gordan(l1: int, l2: int, l3: int) -> np.ndarray:
 
 
 @lru_cache
-def _real_basis(l: int) -> np.ndarray:
+def _real_basis(degree: int) -> np.ndarray:
     """Complex spherical harmonics in terms of the real ones, up to a phase: unitary [2 l + 1, 2 l + 1]."""
-    q = np.zeros((2 * l + 1, 2 * l + 1), dtype=complex)
-    q[l, l] = 1
-    for m in range(1, l + 1):
-        q[l - m, l + m], q[l - m, l - m] = 2**-0.5, -1j * 2**-0.5
-        q[l + m, l + m], q[l + m, l - m] = (-1) ** m * 2**-0.5, 1j * (-1) ** m * 2**-0.5
-    return (-1j) ** l * q
+    q = np.zeros((2 * degree + 1, 2 * degree + 1), dtype=complex)
+    q[degree, degree] = 1
+    for m in range(1, degree + 1):
+        q[degree - m, degree + m], q[degree - m, degree - m] = 2**-0.5, -1j * 2**-0.5
+        q[degree + m, degree + m], q[degree + m, degree - m] = (-1) ** m * 2**-0.5, 1j * (-1) ** m * 2**-0.5
+    return (-1j) ** degree * q
 
 
 @lru_cache
@@ -52,11 +52,11 @@ def wigner_3j(l1: int, l2: int, l3: int) -> Tensor:
 
 
 @lru_cache
-def _raise(l: int) -> Tensor:
+def _raise(degree: int) -> Tensor:
     """[3 (2 l - 1), 2 l + 1]: takes Y_{l-1} (outer) Y_1 to Y_l; its scale is that Y_l at the pole is sqrt(2 l + 1)."""
-    coupling = wigner_3j(l - 1, 1, l)
-    at_pole = math.sqrt((2 * l - 1) * 3) * coupling[l - 1, 1, l]
-    return (coupling * (math.sqrt(2 * l + 1) / at_pole)).flatten(0, 1)
+    coupling = wigner_3j(degree - 1, 1, degree)
+    at_pole = math.sqrt((2 * degree - 1) * 3) * coupling[degree - 1, 1, degree]
+    return (coupling * (math.sqrt(2 * degree + 1) / at_pole)).flatten(0, 1)
 
 
 def spherical_harmonics(unit: Tensor, l_max: int) -> Tensor:
@@ -73,7 +73,7 @@ def spherical_harmonics(unit: Tensor, l_max: int) -> Tensor:
     """
     first = math.sqrt(3) * unit
     degrees = [unit.new_ones(len(unit), 1), first]
-    for l in range(2, l_max + 1):
+    for degree in range(2, l_max + 1):
         pairs = (degrees[-1][:, :, None] * first[:, None, :]).flatten(1)
-        degrees.append(pairs @ _raise(l).to(unit))
+        degrees.append(pairs @ _raise(degree).to(unit))
     return torch.cat(degrees[: l_max + 1], dim=1)

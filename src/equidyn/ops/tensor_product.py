@@ -23,16 +23,16 @@ from equidyn.ops.so3 import wigner_3j
 
 
 class Irrep(NamedTuple):
-    """A block of features: degree l, parity p (1 even, -1 odd under inversion), and how many channels it has."""
+    """A block of features: degree l, parity (1 even, -1 odd under inversion), and how many channels it has."""
 
-    l: int
-    p: int
+    degree: int
+    parity: int
     channels: int
 
     @property
     def width(self) -> int:
         """Numbers per node."""
-        return (2 * self.l + 1) * self.channels
+        return (2 * self.degree + 1) * self.channels
 
 
 class Group(NamedTuple):
@@ -51,8 +51,9 @@ def split_irreps(h: Tensor, irreps: Sequence[Irrep]) -> list[Tensor]:
 
 def couplings_between(source: Irrep, target: Irrep, l_max: int) -> Group:
     """How harmonics up to l_max (of parity (-1)^l) carry one block to another; `l_edges` may be empty."""
-    degrees = range(abs(source.l - target.l), min(source.l + target.l, l_max) + 1)
-    return Group(source.l, tuple(l for l in degrees if source.p * (-1) ** l == target.p), target.l)
+    a, b = source.degree, target.degree
+    degrees = range(abs(a - b), min(a + b, l_max) + 1)
+    return Group(a, tuple(d for d in degrees if source.parity * (-1) ** d == target.parity), b)
 
 
 class Couplings(nn.Module):
@@ -76,10 +77,10 @@ class Couplings(nn.Module):
     def _columns(group: Group, l_max: int) -> Tensor:
         """[(l_max + 1)^2, K], where K runs over l_edge, m3, m1."""
         blocks = []
-        for l in group.l_edges:
+        for degree in group.l_edges:
             rows = torch.zeros((l_max + 1) ** 2, (2 * group.l_out + 1) * (2 * group.l_in + 1), dtype=torch.float64)
-            coupling = math.sqrt(2 * group.l_out + 1) * wigner_3j(group.l_in, l, group.l_out)
-            rows[l * l : (l + 1) ** 2] = coupling.permute(1, 2, 0).flatten(1)
+            coupling = math.sqrt(2 * group.l_out + 1) * wigner_3j(group.l_in, degree, group.l_out)
+            rows[degree**2 : (degree + 1) ** 2] = coupling.permute(1, 2, 0).flatten(1)
             blocks.append(rows)
         return torch.cat(blocks, dim=1)
 
