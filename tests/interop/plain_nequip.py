@@ -36,7 +36,7 @@ def real(value):
 
 
 def harmonics(r, l_max):
-    """The polynomials up to l = 3, in Å free units of a unit vector."""
+    """The polynomials up to degree 3."""
     x, y, z = (r / r.norm(dim=1, keepdim=True)).unbind(1)
     t, a, b = x * x + z * z, math.sqrt(3) * x * z, math.sqrt(3) / 2 * (z * z - x * x)
     rows = [[torch.ones_like(x)], [x, y, z], [a, math.sqrt(3) * x * y, y * y - t / 2, math.sqrt(3) * y * z, b]]
@@ -66,11 +66,11 @@ def mlp(w, name, x, widths):
 
 
 def blocks(x, irreps):
-    """{(l, p): [N, C, 2 l + 1]} of features in the original's layout."""
+    """{(d, p): [N, C, 2 d + 1]} of features in the original's layout."""
     found, start = {}, 0
-    for l, p, c in irreps:
-        found[l, p] = x[:, start : start + c * (2 * l + 1)].reshape(len(x), c, 2 * l + 1)
-        start += c * (2 * l + 1)
+    for d, p, c in irreps:
+        found[d, p] = x[:, start : start + c * (2 * d + 1)].reshape(len(x), c, 2 * d + 1)
+        start += c * (2 * d + 1)
     return found
 
 
@@ -91,15 +91,15 @@ def layer(w, name, config, h, irreps, hidden, first, edge, attributes, norm):
     kept = [b for b in hidden if b[:2] in reach]
     gated = [] if flat else [b for b in kept if b[0] > 0]
     gates = sum(c for _, _, c in gated)
-    out = sorted([(l, p, c + gates if (l, p) == (0, 1) else c) for l, p, c in kept], key=lambda b: b[:2])
+    out = sorted([(d, p, c + gates if (d, p) == (0, 1) else c) for d, p, c in kept], key=lambda b: b[:2])
     wanted = {b[:2] for b in out}
 
     # Linear_1, normalised by the neighbours of the source
     x, start = blocks(h, irreps), 0
     flat_1 = w.get(f"{name}.conv.linear_1.weight", sum(c * c for _, _, c in irreps))
-    for l, p, c in irreps:
+    for d, p, c in irreps:
         matrix = flat_1[start : start + c * c].view(c, c) / math.sqrt(c)
-        x[l, p] = torch.einsum("nam,ab->nbm", x[l, p], matrix) * norm[:, None, None]
+        x[d, p] = torch.einsum("nam,ab->nbm", x[d, p], matrix) * norm[:, None, None]
         start += c * c
 
     # tensor product, weights in loop order
@@ -148,7 +148,7 @@ def layer(w, name, config, h, irreps, hidden, first, edge, attributes, norm):
         after = joined([result[b[:2]] * silu(lengths[b[:2]]) / lengths[b[:2]] for b in kept])
     else:
         even = 1.6791767923989418 * silu(result[0, 1])
-        count = next(c for l, p, c in kept if (l, p) == (0, 1))
+        count = next(c for d, p, c in kept if (d, p) == (0, 1))
         parts, start = [even[:, :count]], count
         if (0, -1) in result:
             parts.append(1.5937334472592695 * torch.tanh(result[0, -1]))
@@ -200,8 +200,8 @@ def nequip(w, config, inputs):
     found["spharm.edge_attrs"] = torch.cat(harmonic, 1)
 
     channels = np.broadcast_to(config["num_features"], config["l_max"] + 1).tolist()
-    both = lambda l: (1, -1) if config["parity"] else ((-1) ** l,)  # noqa: E731
-    hidden = [(l, p, c) for l, c in enumerate(channels) for p in both(l)]
+    both = lambda d: (1, -1) if config["parity"] else ((-1) ** d,)  # noqa: E731
+    hidden = [(d, p, c) for d, c in enumerate(channels) for p in both(d)]
     irreps = [(0, 1, h.shape[1])]
     norm = per_type(config["avg_num_neighbors"])[types].rsqrt()
     for t in range(config["num_layers"]):
@@ -217,7 +217,9 @@ def nequip(w, config, inputs):
         if value is not None:
             full = real([[value]]) if not isinstance(value, dict) else per_type(value)[:, None]
             w[f"per_type_energy_scale_shift.{name}"] = full
-            energy = energy * full.expand(count, 1)[types] if name == "scales" else energy + full.expand(count, 1)[types]
+            energy = (
+                energy * full.expand(count, 1)[types] if name == "scales" else energy + full.expand(count, 1)[types]
+            )
     found["per_type_energy_scale_shift.atomic_energy"] = energy
     if "pair_potential" in config:
         k = {"metal": 14.399645, "real": 332.06371}[config["pair_potential"]["units"]]
@@ -241,7 +243,7 @@ def inputs_of(config, sizes, *, periodic=False, seed=3):
     for size in sizes:
         cell = 2.2 * (np.eye(3) + 0.2 * random.normal(size=(3, 3)))
         here = random.uniform(0, 1, size=(size, 3)) @ (cell if periodic else 3 * np.eye(3))
-        images = [s for s in np.ndindex(5, 5, 5)] if periodic else [(2, 2, 2)]
+        images = list(np.ndindex(5, 5, 5)) if periodic else [(2, 2, 2)]
         for s in np.array(images) - 2:
             for a, b in np.ndindex(size, size):
                 if (a != b or s.any()) and 0 < np.linalg.norm(here[b] + s @ cell - here[a]) < config["r_max"]:

@@ -17,6 +17,7 @@ FIELDS = [
     {"field": "spin", "min": 1, "max": 3, "num_features": 2},
 ]
 CUTOFFS = {"H": 2.0, "C": {"H": 2.5, "O": 2.8}}
+SC = "param/model.func.layer1_convnet.conv.sc.weight"
 ZBL = {"_target_": "nequip.nn.pair_potential.ZBL", "chemical_species": ["H", "C", "O"]}
 
 
@@ -66,9 +67,12 @@ def test_types_that_are_no_elements(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda a: a.pop("param/model.func.layer1_convnet.conv.sc.weight"), "sc.weight"),
+        (lambda a: a.pop(SC), "sc.weight"),
         (lambda a: a.__setitem__("param/model.func.more", np.ones(2)), "more"),
-        (lambda a: a.__setitem__("param/model.func.layer1_convnet.conv.sc.weight", np.ones(2)), "layer1_convnet.conv.sc"),
+        (
+            lambda a: a.__setitem__("param/model.func.layer1_convnet.conv.sc.weight", np.ones(2)),
+            "layer1_convnet.conv.sc",
+        ),
         (lambda a: a["meta"]["config"].update(pair_potential={"_target_": "x.LennardJones"}), "LennardJones"),
         (lambda a: a["meta"]["config"].pop("r_max"), "r_max"),
         (lambda a: a["meta"]["config"].update(avg_num_neighbors={"H": 1.0}), "'C'"),

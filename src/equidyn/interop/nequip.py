@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ase.data import atomic_numbers, chemical_symbols
@@ -70,7 +70,7 @@ def _graph_fields(record: Record, params: Mapping[str, Tensor]) -> dict[str, tup
     return fields
 
 
-def _pair_term(record: Record) -> str:
+def _pair_term(record: Record) -> Literal["none", "metal", "real"]:
     given = record.meta["constructor"].get("pair_potential")
     if not given:
         return "none"

@@ -110,10 +110,7 @@ class _IrrepLinear(nn.Module):
         self.weights = nn.ParameterList(torch.randn(a, b) for a, b in channels)
 
     def forward(self, blocks: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            linear(x, (w * w.shape[0] ** -0.5).t()) if len(w) else x.new_zeros(*x.shape[:-1], w.shape[1])
-            for x, w in zip(blocks, self.weights, strict=True)
-        ]
+        return [linear(x, (w * w.shape[0] ** -0.5).t()) for x, w in zip(blocks, self.weights, strict=True)]
 
 
 class RadialBasis(Double):
@@ -292,7 +289,7 @@ class Layer(nn.Module):
         out = torch.cat([part.flatten(1) for part in parts], dim=1)
         return h + out if self.residual else out
 
-    def _gate(self, x: dict[tuple[int, ...], Tensor]) -> list[Tensor]:
+    def _gate(self, x: dict[tuple[int, int], Tensor]) -> list[Tensor]:
         """Scalars through SiLU (even) or tanh (odd, which keeps them odd); the others times gates, even scalars too."""
         channels = [b.channels for b in self.gated]
         even = _SILU * F.silu(x[0, 1])
@@ -300,7 +297,7 @@ class Layer(nn.Module):
         odd = [_TANH * torch.tanh(x[0, -1])] if (0, -1) in x else []
         return [scalars, *odd, *(x[b[:2]] * gate for b, gate in zip(self.gated, gates, strict=True))]
 
-    def _norm(self, x: dict[tuple[int, ...], Tensor]) -> list[Tensor]:
+    def _norm(self, x: dict[tuple[int, int], Tensor]) -> list[Tensor]:
         """Each irrep keeps its direction, its norm goes through SiLU."""
         norms = {key: value.square().sum(1, keepdim=True).clamp(min=1e-16).sqrt() for key, value in x.items()}
         return [x[b[:2]] * torch.sigmoid(norms[b[:2]]) for b in self.irreps]  # silu(n) / n
@@ -343,7 +340,11 @@ class NequIP(nn.Module):
         super().__init__()
         self.options, self.l_max = options, l_max
         self.species = Species(species)
-        norm = self.species.values(mean_neighbors, "mean_neighbors").rsqrt()
+        neighbors = self.species.values(mean_neighbors, "mean_neighbors")
+        if num_layers < 1 or not bool((neighbors > 0).all()):
+            got = f"num_layers {num_layers}, mean_neighbors {mean_neighbors}"
+            raise InputError("num_layers or mean_neighbors", where="NequIP", expected="positive numbers", got=got)
+        norm = neighbors.rsqrt()
         self.register_buffer("norm", norm[:, None], persistent=False)
         self.basis = RadialBasis(cutoff, self.species.pair_cutoffs(cutoff, options.pair_cutoffs), options)
 
