@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -117,29 +118,24 @@ def _layers(model: NequIP) -> list[Any]:
     return list(model.layers)
 
 
-def _radial_order(conv: Convolution, l_max: int) -> Tensor:
-    """The original's column for each of our columns of the last radial map."""
-    ours = {}  # (block, degree of the harmonics, degree of the output): first of our columns, channels
-    start = 0
-    for (n, _, group), (_, channels) in zip(conv.ways, conv.shapes, strict=True):
-        for degree in group.l_edges:
-            ours[n, degree, group.l_out] = (start, channels)
-            start += channels
-    theirs = torch.empty(start, dtype=torch.long)
-    begin = 0
-    for key in sorted(ours):
-        first, channels = ours[key]
-        theirs[first : first + channels] = torch.arange(begin, begin + channels)
-        begin += channels
-    return theirs
+def _radial_order(conv: Convolution) -> Tensor:
+    """The original's column for each of our columns of the last radial map; it goes by block, l2, l3."""
+    ours = [
+        (number, path.l_edge, path.l_out, channel)
+        for number, (paths, block) in enumerate(zip(conv.paths, conv.sending, strict=True))
+        for path in paths
+        for channel in range(block.channels)
+    ]
+    place = {key: column for column, key in enumerate(sorted(ours))}
+    return torch.tensor([place[key] for key in ours])
 
 
-def _cut(flat: Tensor, targets: nn.ParameterList, where: str) -> list[Tensor]:
-    """A flat weight as the blocks of our parameters, in order."""
-    sizes = [target.numel() for target in targets]
+def _cut(flat: Tensor, shapes: Sequence[tuple[int, ...]], where: str) -> list[Tensor]:
+    """A flat weight as blocks of the given shapes."""
+    sizes = [math.prod(shape) for shape in shapes]
     if sum(sizes) != flat.numel():
         raise InputError("size", where=where, expected=sum(sizes), got=flat.numel())
-    return [part.view(target.shape) for part, target in zip(flat.flatten().split(sizes), targets, strict=True)]
+    return [part.view(shape) for part, shape in zip(flat.flatten().split(sizes), shapes, strict=True)]
 
 
 def _pairs(model: NequIP, params: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -155,13 +151,20 @@ def _pairs(model: NequIP, params: dict[str, Tensor]) -> list[tuple[Tensor, Tenso
         pairs.append((model.field_embeddings[_OUR_FIELD.get(field, field)], params.pop(name)))
     for t, layer in enumerate(_layers(model)):
         conv, theirs = layer.conv, f"layer{t}_convnet.conv"
-        flat = [("linear_1", conv.mix_in), ("linear_2", conv.mix_out)]
-        flat += [("sc", conv.self_connection)] if conv.self_connection else []
-        for name, module in flat:
-            where = f"{theirs}.{name}.weight"
-            pairs += zip(module.weights, _cut(params.pop(where), module.weights, where), strict=True)
+        mixing = _cut(
+            params.pop(f"{theirs}.linear_1.weight"),
+            [(b.channels, b.channels) for b in conv.irreps],
+            f"{theirs}.linear_1",
+        )
+        used = [w for w, block in zip(mixing, conv.irreps, strict=True) if block in conv.sending]
+        pairs += zip(conv.mix_in.weights, used, strict=True)
+        for name, module in (("linear_2", conv.mix_out), ("sc", conv.self_connection)):
+            if module is not None:
+                where = f"{theirs}.{name}.weight"
+                blocks = _cut(params.pop(where), [w.shape for w in module.weights], where)
+                pairs += zip(module.weights, blocks, strict=True)
         radial = [params.pop(f"{theirs}.edge_mlp.mlp.{2 * k}.weight") for k in range(len(conv.radial.weights))]
-        radial[-1] = radial[-1][:, _radial_order(conv, model.l_max)]
+        radial[-1] = radial[-1][:, _radial_order(conv)]
         pairs += zip(conv.radial.weights, radial, strict=True)
     for k, weight in enumerate(model.readout.weights):
         pairs.append((weight, params.pop(f"per_atom_energy_readout.mlp_module.mlp.{2 * k}.weight")))

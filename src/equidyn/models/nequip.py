@@ -12,7 +12,7 @@ of the data (eV). Forces and stress are derivatives: `equidyn.ops.derivatives.Wi
 
 Differences from the original: coincident atoms have finite forces, a frame without a volume zero stress instead of NaN;
 the self-connection is one matrix per kind of atom, contracted from the original's weights (the same numbers, less
-work); the radial weights of a layer come in the order (block, output irrep, degree of the harmonics).
+work); the radial weights of a layer come in another order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from equidyn.ops.linear import linear
 from equidyn.ops.precision import Double
 from equidyn.ops.so3 import spherical_harmonics
 from equidyn.ops.species import PerSpecies, Species
-from equidyn.ops.tensor_product import Couplings, Group, Irrep, couplings_between, split_irreps
+from equidyn.ops.tensor_product import Couplings, Fan, Irrep, convolve, paths_from, split_irreps
 
 # Activations scaled to unit second moment under a normal distribution (the constants of e3nn).
 _SILU, _TANH = 1.6791767923989418, 1.5937334472592695
@@ -226,30 +226,35 @@ class Convolution(nn.Module):
     ) -> None:
         super().__init__()
         self.irreps, self.out = tuple(irreps), tuple(out)
-        ways = [(n, m, couplings_between(a, b, l_max)) for n, a in enumerate(irreps) for m, b in enumerate(out)]
-        self.ways: list[tuple[int, int, Group]] = [way for way in ways if way[2].l_edges]
-        self.shapes = [(len(group.l_edges), irreps[n].channels) for n, _, group in self.ways]
-        self.radial = _MLP(*radial, sum(paths * channels for paths, channels in self.shapes))
-        self.mix_in = _IrrepLinear([(a.channels, a.channels) for a in irreps])
-        collected = [
-            sum(math.prod(s) for w, s in zip(self.ways, self.shapes, strict=True) if w[1] == m) for m in range(len(out))
-        ]
-        self.mix_out = _IrrepLinear([(width, b.channels) for width, b in zip(collected, out, strict=True)])
+        paths = [paths_from(block, out, l_max) for block in irreps]
+        # A last layer, with scalars alone in its output, has no use for some blocks.
+        self.sending = tuple(block for block, ways in zip(irreps, paths, strict=True) if ways)
+        self.paths = [ways for ways in paths if ways]
+        self.fans = [Fan(b.degree, tuple(p[1:] for p in w)) for b, w in zip(self.sending, self.paths, strict=True)]
+        self.widths = [len(ways) * block.channels for ways, block in zip(self.paths, self.sending, strict=True)]
+        self.radial = _MLP(*radial, sum(self.widths))
+        self.mix_in = _IrrepLinear([(block.channels, block.channels) for block in self.sending])
+        arriving = [0] * len(out)
+        for ways, block in zip(self.paths, self.sending, strict=True):
+            for path in ways:
+                arriving[path.target] += block.channels
+        self.mix_out = _IrrepLinear([(width, b.channels) for width, b in zip(arriving, out, strict=True)])
         self.self_connection = SelfConnection(irreps, out, attribute_dim) if attribute_dim else None
 
     def forward(
-        self, h: Tensor, couplings: dict[Group, Tensor], basis: Tensor, edges: Edges, norm: Tensor, kinds: Kinds
+        self, h: Tensor, couplings: dict[Fan, Tensor], basis: Tensor, edges: Edges, norm: Tensor, kinds: Kinds
     ) -> Tensor:
         """From features [N, width of irreps] to [N, width of out]; `norm` [N, 1] is one over sqrt(mean neighbours)."""
-        mixed = torch.cat([x.flatten(1) for x in self.mix_in(split_irreps(h, self.irreps))], dim=1) * norm
-        sent = split_irreps(edges.from_senders(mixed), self.irreps)
-        weights = self.radial(basis).split([math.prod(shape) for shape in self.shapes], dim=1)
+        blocks = zip(self.irreps, split_irreps(h, self.irreps), strict=True)
+        mixed = self.mix_in([x for block, x in blocks if block in self.sending])
+        mixed_rows = torch.cat([x.flatten(1) for x in mixed], dim=1) * norm
+        sent = split_irreps(edges.from_senders(mixed_rows), self.sending)
+        weights = self.radial(basis).split(self.widths, dim=1)
         arrived: list[list[Tensor]] = [[] for _ in self.out]
-        for (n, m, group), shape, weight in zip(self.ways, self.shapes, weights, strict=True):
-            turned = (couplings[group] @ sent[n]).unflatten(1, (shape[0], -1))  # [E, paths, 2 l + 1, channels]
-            message = turned * weight.unflatten(1, (shape[0], 1, shape[1]))
-            total = edges.sum(message.flatten(1)).unflatten(1, message.shape[1:])
-            arrived[m].append(total.transpose(1, 2).flatten(2))
+        for features, weight, fan, paths in zip(sent, weights, self.fans, self.paths, strict=True):
+            sums = convolve(features, couplings[fan], weight, edges, fan)
+            for path, total in zip(paths, sums, strict=True):
+                arrived[path.target].append(total)
         result = self.mix_out([torch.cat(parts, dim=-1) for parts in arrived])
         flat = torch.cat([x.flatten(1) for x in result], dim=1)
         return flat if self.self_connection is None else flat + self.self_connection(h, kinds)
@@ -270,7 +275,7 @@ class Layer(nn.Module):
         self, irreps: Sequence[Irrep], hidden: Sequence[Irrep], l_max: int, attribute_dim: int, options: NequIPOptions
     ) -> None:
         super().__init__()
-        kept = [b for b in hidden if any(couplings_between(a, b, l_max).l_edges for a in irreps)]
+        kept = [b for b in hidden if any(paths_from(a, [b], l_max) for a in irreps)]
         self.irreps = tuple(kept)  # of the output
         self.gated = tuple(b for b in kept if b.degree) if options.nonlinearity == "gate" else ()
         gates = sum(b.channels for b in self.gated)
@@ -362,7 +367,7 @@ class NequIP(nn.Module):
             layers.append(Layer(irreps, wanted, l_max, attributes, options))
             irreps = layers[-1].irreps
         self.layers = nn.ModuleList(layers)
-        self.couplings = Couplings((way[2] for layer in layers for way in layer.conv.ways), l_max)
+        self.couplings = Couplings((fan for layer in layers for fan in layer.conv.fans), l_max)
         self.readout = _MLP(irreps[0].channels, *options.readout, 1)
         per_species = (self.species.values(scale, "scale"), self.species.values(shift, "shift"))
         self.scale_shift = ScaleShift(*per_species, options)
