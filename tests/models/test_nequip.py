@@ -58,10 +58,7 @@ def test_conforms(sizes, options):
 def test_conforms_in_a_crystal():
     model = WithForces(_model(num_layers=2), stress=True, create_graph=True)
     fields = ("pos", "z", "edge_index", "edge_shift", "cell", "pbc")
-    kinds = {"virial": "tensor"}
-    conformance.assert_conforms(
-        model, conformance.random_sample(5, fields=fields), group="E(3)", kinds=kinds, tolerance=1e-12
-    )
+    conformance.assert_conforms(model, conformance.random_sample(5, fields=fields), group="E(3)", tolerance=1e-12)
 
 
 def test_two_far_copies_have_twice_the_energy():
@@ -104,7 +101,7 @@ def test_stress_is_the_slope_of_the_energy_under_strain():
     step = 1e-4
     slope = (energy(-2 * step) - 8 * energy(-step) + 8 * energy(step) - energy(2 * step)) / (12 * step)
     volume = torch.linalg.det(sample.cell[0]).abs()
-    assert abs(slope - float((out["stress"][0] * strain).sum() * volume)) < 1e-8 * abs(slope)
+    assert abs(slope - float((out["stress"][0].detach() * strain).sum() * volume)) < 1e-8 * abs(slope)
     torch.testing.assert_close(out["virial"], -out["stress"] * volume)
 
 
