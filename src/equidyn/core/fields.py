@@ -50,6 +50,8 @@ _FIELDS = (
     Field("edge_shift", "[E, 3]", "Å", "vector", "Cartesian image offset: r_ij = pos[j] + edge_shift - pos[i]."),
     Field("cell", "[1, 3, 3]", "Å", "vector", "Lattice vectors in rows."),
     Field("pbc", "[1, 3]", "", "invariant", "Whether the box repeats along each lattice vector."),
+    Field("total_charge", "[1]", "e", "invariant", "Total charge of the graph, a whole number."),
+    Field("spin", "[1]", "", "invariant", "Spin multiplicity of the graph, a whole number."),
     Field("batch", "[N]", "", "index", "Graph each node belongs to.", 0),
     Field("sigma", "[1]", "Å", "invariant", "Width of the noise on the positions of the graph."),
     Field("head", "[1]", "", "invariant", "Level of theory the graph asks a model of several for, from 0."),
@@ -57,7 +59,9 @@ _FIELDS = (
     Field("trajectory", "[N, P, 3]", "unit of pos", "position", "Positions at `times`.", 0),
     Field("trajectory_vel", "[N, P, 3]", "unit of vel", "vector", "Velocities at `times`.", 0),
     Field("energy", "[1]", "eV", "invariant", "Total energy of the graph."),
+    Field("atom_energy", "[N]", "eV", "invariant", "Part of the energy that belongs to each node.", 0),
     Field("forces", "[N, 3]", "eV/Å", "vector", "Force on each node.", 0),
+    Field("virial", "[1, 3, 3]", "eV", "tensor", "Minus the derivative of the energy by strain."),
     Field("stress", "[1, 3, 3]", "eV/Å³", "tensor", "Stress; positive is tension (the sign of ASE)."),
 )
 
