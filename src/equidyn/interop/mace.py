@@ -31,6 +31,7 @@ from equidyn.models.mace import (
     envelope,
     length,
 )
+from equidyn.ops.so3 import spherical_harmonics
 from equidyn.ops.symmetric_contraction import SymmetricContraction, equivariant_polynomials, symmetrised
 
 _BLOCKS = {
@@ -424,7 +425,7 @@ class _Trace:
         cut = envelope(r / model.cutoff, model.cutoff_power)
         radial = model.radial(r, species[receiver], species[sender])
         return {
-            "edge_attrs": torch.cat(model.harmonics(vector / r), dim=1),
+            "edge_attrs": spherical_harmonics(vector / r, model.sh_l),
             "edge_feats.0": radial if model.late else radial * cut,
             "edge_feats.1": cut,
         }

@@ -34,7 +34,7 @@ from torch_geometric.data import Data
 from equidyn.core.catalogue import Citation, Entry
 from equidyn.core.errors import InputError
 from equidyn.ops.constant import Constant
-from equidyn.ops.harmonics import SphericalHarmonics
+from equidyn.ops.so3 import spherical_harmonics
 from equidyn.ops.symmetric_contraction import Blocks, SymmetricContraction
 from equidyn.ops.tensor_convolution import TensorConvolution, Tiles
 
@@ -489,7 +489,7 @@ class MACE(nn.Module):
         sizes = Sizes(channels, sh_l, len(elements), neighbours)
         self.species = Constant(torch.tensor([elements.index(z) if z in elements else -1 for z in range(119)]))
         self.embedding = nn.Parameter(torch.randn(len(elements), channels))
-        self.harmonics = SphericalHarmonics(sh_l)
+        self.sh_l = sh_l
         self.radial = RadialBasis(cutoff, options, elements)
         self.repulsion = Repulsion(elements, options.cutoff_power) if options.repulsion else None
         self.layers, self.readouts = nn.ModuleList(), nn.ModuleList()
@@ -545,7 +545,8 @@ class MACE(nn.Module):
         r = length(vector := torch.where(used, vector, far))
         cut, radial = envelope(r / self.cutoff, self.cutoff_power), self.radial(r, *graph.ends)
         window = cut if self.late else used.to(r)
-        harmonics = [y * window for y in self.harmonics(vector / r)]
+        sizes = [2 * degree + 1 for degree in range(self.sh_l + 1)]
+        harmonics = list((spherical_harmonics(vector / r, self.sh_l) * window).split(sizes, dim=1))
         energy = r.new_zeros(len(graph.order), 1)
         if self.repulsion is not None:
             energy = tiles.sum(self.repulsion(r, *graph.ends) * used)
