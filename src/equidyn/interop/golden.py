@@ -56,7 +56,7 @@ class Record:
         Raises:
             InputError: an argument that is not among them, or one without default that is missing.
         """
-        given = {key: value for key, value in self.meta["constructor"].items() if key != "device"}
+        given = {key: value for key, value in self.meta.get("constructor", {}).items() if key != "device"}
         for key in given:
             if key not in defaults:
                 raise unknown_name("constructor argument", key, defaults, where=self.path)
@@ -93,7 +93,7 @@ def read_record(path: str | Path) -> Record:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         meta = json.loads(str(arrays.pop("meta")))
-        meta["system"], meta["dtype"], meta["constructor"]
+        meta["system"], meta["dtype"]
     except Exception as error:
         raise InputError("unreadable golden record", where=path, got=f"{type(error).__name__}: {error}") from None
     if meta["dtype"] not in ("float64", "float32"):
