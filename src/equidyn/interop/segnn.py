@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +20,10 @@ from equidyn.models.segnn import (
     SteerableNetwork,
     TensorProduct,
     hidden_irreps,
-    join,
 )
+from equidyn.ops.coupling import degrees, paths
 from equidyn.ops.edges import Edges
-from equidyn.ops.steerable import Layout, paths
+from equidyn.ops.steerable import Block, Layout
 from equidyn.simulate import get_system, simulate
 
 _ARGUMENTS: dict[str, Any] = {
@@ -116,18 +116,18 @@ class _Place:
 
 
 def _places(model: SteerableNetwork, given: dict[str, Any]) -> list[_Place]:
-    places = _product(model, "embedding", "embedding_layer", given)
+    places = _product(model, "embedding", "embedding_layer")
     for k, layer in enumerate(model.layers):
         linear_messages = given["model"] == "seconv" and given["conv_type"] == "linear"
         names = {"message_1": "message_layer" if linear_messages else "message_layer_1", "message_2": "message_layer_2"}
         names |= {"update_1": "update_layer_1", "update_2": "update_layer_2"}
         for ours, theirs in names.items():
             if getattr(layer, ours, None) is not None:
-                places += _product(model, f"layers.{k}.{ours}", f"layers.{k}.{theirs}", given)
+                places += _product(model, f"layers.{k}.{ours}", f"layers.{k}.{theirs}")
         for ours, theirs in (("norm", "feature_norm"), ("message_norm", "message_norm")):
             if getattr(layer, ours, None) is not None:
                 places += _same(model, f"layers.{k}.{ours}", f"layers.{k}.{theirs}")
-    places += _product(model, "out_1", "pre_pool1", given) + _product(model, "out_2", "pre_pool2", given)
+    places += _product(model, "out_1", "pre_pool1") + _product(model, "out_2", "pre_pool2")
     if model.readout == "graph":
         for ours, theirs in (("graph_1", "post_pool1"), ("graph_2", "post_pool2")):
             inputs, outputs = model.get_submodule(ours).in_features, model.get_submodule(ours).out_features
@@ -142,99 +142,83 @@ def _same(model: nn.Module, ours: str, theirs: str) -> list[_Place]:
     return [_Place(f"{ours}.{n}", f"{theirs}.{n}", torch.arange(t.numel()).view(t.shape)) for n, t in tensors.items()]
 
 
-def _product(model: SteerableNetwork, ours: str, theirs: str, given: dict[str, Any]) -> list[_Place]:
-    """The places of one tensor product; theirs runs over the pairs of input and output blocks, ours over outputs."""
-    module = model.get_submodule(ours)
+def _product(model: SteerableNetwork, ours: str, theirs: str) -> list[_Place]:
+    """The places of one tensor product."""
+    module, lmax = model.get_submodule(ours), model.lmax_attr
+    inputs = (model.source if ours == "embedding" else model.hidden).irreps
+    outputs = model.target.irreps if ours == "out_2" and model.readout == "node" else _irreps(module.target)
     if isinstance(module, MessageProduct):
-        parts = {f"{ours}.{n}": module.get_submodule(n) for n in ("receivers", "senders", "scalars")}
-        inputs = [(f"{ours}.{n}", mul, ir) for n in ("receivers", "senders") for mul, ir in model.hidden.irreps]
-        inputs += [(f"{ours}.scalars", model.scalars.dim, o3.Irrep("0e"))]
+        numbers = _numbers((inputs * 2 + o3.Irreps(f"{model.scalars}x0e")).simplify(), lmax, outputs)
+        indices = {f"{ours}.{name}": index for name, index in _of_messages(module, lmax, numbers).items()}
+        ours, module = f"{ours}.scalars", module.scalars
     else:
-        assert isinstance(module, TensorProduct)
-        parts = {ours: module}
-        repeat = 2 if ours.endswith("update_1") else 1
-        irreps = model.source.irreps if ours == "embedding" else model.hidden.irreps
-        inputs = [(ours, mul, ir) for _ in range(repeat) for mul, ir in irreps]
-    first = next(iter(parts.values()))
-    assert isinstance(first, TensorProduct)
-    outputs = model.target.irreps if ours == "out_2" and model.readout == "node" else first.target.irreps
-    indices = _indices(parts, inputs, outputs, model.lmax_attr, merge=ours not in ("embedding", "out_1", "out_2"))
+        inputs = (inputs * 2).simplify() if ours.endswith("update_1") else inputs
+        indices = {f"{ours}.weights.{t}": index for t, index in enumerate(_of_product(module, lmax, inputs, outputs))}
     places = [_Place(name, f"{theirs}.tp.weight", index) for name, index in indices.items()]
-    if first.bias is not None:
-        name = f"{next(iter(parts))}.bias"
-        places.append(_Place(name, f"{theirs}.biases", torch.arange(first.bias.numel())))
+    if module.bias is not None:
+        places.append(_Place(f"{ours}.bias", f"{theirs}.biases", torch.arange(module.bias.numel())))
     return places
 
 
-_Input = tuple[str, int, o3.Irrep]
+def _irreps(blocks: Sequence[Block]) -> o3.Irreps:
+    return o3.Irreps([(block.mul, block.irrep) for block in blocks])
 
 
-def _indices(
-    parts: Mapping[str, nn.Module], inputs: list[_Input], outputs: o3.Irreps, lmax: int, *, merge: bool
-) -> dict[str, Tensor]:
-    """Per weight of ours, the position of each number in their flat vector.
+_Numbers = dict[tuple[Any, int, Any], Tensor]
 
-    Args:
-        parts: our products, by name; their inputs are added.
-        inputs: (product, multiplicity, irrep) of each input block in their order.
-        outputs: their output irreps.
-        lmax: of the attributes.
-        merge: neighbouring inputs of one irrep are one block of theirs.
+
+def _numbers(inputs: o3.Irreps, lmax: int, outputs: o3.Irreps) -> _Numbers:
+    """For each path (input irrep, l2, output irrep) the positions [input channel, output channel] in their flat vector.
+
+    Theirs runs over input blocks, l2 and output blocks; channels of one irrep are counted over all its blocks.
     """
-    found = {
-        f"{name}.weights.{n}": torch.full(weight.shape, -1)
-        for name, part in parts.items()
-        for n, weight in enumerate(part.get_parameter(f"weights.{i}") for i in range(len(part.weights)))
-    }
-    seen: dict[tuple[str, o3.Irrep], int] = {}
-    start = 0
-    for block in _blocks([entry for entry in inputs if entry[1]], merge=merge):
-        ir, width = block[0][2], sum(mul for _, mul, _ in block)
-        columns = []
-        for name, mul, _ in block:
-            columns.append((name, seen.get((name, ir), 0), mul))
-            seen[name, ir] = seen.get((name, ir), 0) + mul
+    channels = lambda irreps, ir: sum(mul for mul, other in irreps if other == ir)  # noqa: E731
+    found: _Numbers = {}
+    start, above = 0, dict.fromkeys((ir for _, ir in inputs), 0)
+    for mul, ir in inputs:
         for l2 in range(lmax + 1):
-            done: dict[o3.Irrep, int] = {}
-            for mul_out, out in outputs:
-                row = done.get(out, 0)
-                done[out] = row + mul_out
-                if not mul_out or l2 not in paths((ir.l, ir.p), lmax, (out.l, out.p)):
-                    continue
-                index = start + torch.arange(width * mul_out).view(width, mul_out).T
-                start += width * mul_out
-                taken = 0
-                for name, first, mul in columns:
-                    part = parts[name]
-                    number, column = _column(part, (ir.l, ir.p), l2, (out.l, out.p), lmax)
-                    target = found[f"{name}.weights.{number}"]
-                    target[row : row + mul_out, column + first : column + first + mul] = index[:, taken : taken + mul]
-                    taken += mul
+            left = dict.fromkeys((out for _, out in outputs), 0)
+            for count, out in outputs:
+                if l2 in degrees((ir.l, ir.p), lmax, (out.l, out.p)):
+                    shape = channels(inputs, ir), channels(outputs, out)
+                    table = found.setdefault(((ir.l, ir.p), l2, (out.l, out.p)), torch.full(shape, -1))
+                    here = (start + torch.arange(mul * count)).view(mul, count)
+                    table[above[ir] : above[ir] + mul, left[out] : left[out] + count] = here
+                    start += mul * count
+                left[out] += count
+        above[ir] += mul
     return found
 
 
-def _blocks(inputs: list[_Input], *, merge: bool) -> list[list[_Input]]:
-    blocks: list[list[_Input]] = []
-    for entry in inputs:
-        if merge and blocks and blocks[-1][0][2] == entry[2]:
-            blocks[-1].append(entry)
-        else:
-            blocks.append([entry])
-    return blocks
+def _of_product(module: TensorProduct, lmax: int, inputs: o3.Irreps, outputs: o3.Irreps) -> list[Tensor]:
+    numbers = _numbers(inputs, lmax, outputs)
+    firsts = [sum(b.mul for b in module.source[:n] if b.irrep == a.irrep) for n, a in enumerate(module.source)]
+    found = []
+    for block in module.target:
+        columns = [torch.empty(block.mul, 0, dtype=torch.long)]
+        for n, l2 in paths(module.source, lmax, block):
+            source = module.source[n]
+            rows = numbers[source.irrep, l2, block.irrep][firsts[n] : firsts[n] + source.mul]
+            columns.append(rows.T)
+        found.append(torch.cat(columns, dim=1))
+    return found
 
 
-def _column(
-    part: Any, source: tuple[int, int], l2: int, target: tuple[int, int], lmax: int
-) -> tuple[int, int]:
-    """Which weight of ours mixes a path, and from which column on."""
-    number = next(n for n, block in enumerate(part.target.blocks) if block.irrep == target)
-    column = 0
-    for block in part.source.blocks:
-        for degree in paths(block.irrep, lmax, target):
-            if (block.irrep, degree) == (source, l2):
-                return number, column
-            column += block.mul
-    raise InputError("path without a weight", expected=f"{source} x {l2} -> {target}")
+def _of_messages(module: MessageProduct, lmax: int, numbers: _Numbers) -> dict[str, Tensor]:
+    """Their channels of one irrep are the receiver's, then the sender's, then the invariant inputs."""
+    found = {}
+    for n, source in enumerate(module.source):
+        rows = [torch.empty(0, source.mul, dtype=torch.long)]
+        for target in module.target:
+            for l2 in degrees(source.irrep, lmax, target.irrep):
+                table = numbers[source.irrep, l2, target.irrep]
+                rows += [table[: source.mul].T, table[source.mul : 2 * source.mul].T]
+        found[f"weights.{n}"] = torch.cat(rows)
+    first = 2 * sum(block.mul for block in module.source if block.scalar)
+    for t, target in enumerate(module.target):
+        columns = [numbers[(0, 1), l2, target.irrep][first:].T for l2 in degrees((0, 1), lmax, target.irrep)]
+        found[f"scalars.weights.{t}"] = torch.cat([torch.empty(target.mul, 0, dtype=torch.long), *columns], dim=1)
+    return found
 
 
 def _load(model: nn.Module, places: list[_Place], params: Mapping[str, Tensor], record: Record) -> None:
@@ -307,7 +291,7 @@ def _inputs(model: SteerableNetwork, record: Record, inputs: Mapping[str, Tensor
     x, edge_index = inputs["x"], record.inputs["edge_index"]
     scalars = inputs.get("additional_message_features")
     if scalars is None:
-        scalars = x.new_zeros(edge_index.shape[1], model.scalars.dim)
+        scalars = x.new_zeros(edge_index.shape[1], model.scalars)
     graph = record.inputs.get("batch", torch.zeros(len(x), dtype=torch.long))
     edges = Edges.build(edge_index, len(x), x.dtype)
     return SteerableInputs.build(x, scalars, edges, inputs["edge_attr"], inputs["node_attr"], graph)
@@ -317,26 +301,27 @@ def _watch(model: SteerableNetwork, found: dict[str, Tensor]) -> list[Any]:
     """Keep what the record calls by these names, in e3nn's layout."""
 
     def keep(module: nn.Module, name: str, layout: Layout) -> Any:
-        def hook(_module: nn.Module, _given: tuple, out: Any) -> None:
-            found[name] = layout.to_e3nn(join(out) if isinstance(out, list) else out)
+        def hook(_module: nn.Module, _given: tuple, out: list[Tensor]) -> None:
+            found[name] = layout.to_e3nn(out)
 
         return module.register_forward_hook(hook)
 
     handles = [keep(model.embedding, "h_embed", model.hidden)]
     handles += [keep(layer, f"h_layer{k}", model.hidden) for k, layer in enumerate(model.layers)]
-    handles.append(keep(model.out_2, "pre_pool2", model.out_2.target))
+    last = model.target if model.readout == "node" else Layout(_irreps(model.out_2.target))
+    handles.append(keep(model.out_2, "pre_pool2", last))
     if len(model.layers):
         first, conv = model.layers[0], model.options.conv
         names = {"segnn": ["msg1_layer0", "msg2_layer0"], "nonlinear": ["msg1_layer0"], "linear": []}[conv]
 
-        def gated(_module: nn.Module, _given: tuple, out: Tensor) -> None:
+        def gated(_module: nn.Module, _given: tuple, out: list[Tensor]) -> None:
             if names:  # the gate of a layer is called in the order of the equations
                 found[names.pop(0)] = model.hidden.to_e3nn(out)
 
         handles.append(first.gate.register_forward_hook(gated))
         if conv != "segnn":
             last = first.message_1 if conv == "linear" else first.message_2
-            handles.append(keep(last, "msg1_layer0" if conv == "linear" else "msg2_layer0", first.gate.source))
+            handles.append(keep(last, "msg1_layer0" if conv == "linear" else "msg2_layer0", Layout(_irreps(first.gate.source))))
     return handles
 
 

@@ -37,17 +37,10 @@ from equidyn.core.catalogue import Citation, Entry
 from equidyn.core.errors import InputError
 from equidyn.ops.edges import EdgeCache, Edges
 from equidyn.ops.linear import Linear, linear
-from equidyn.ops.steerable import (
-    Attributes,
-    Block,
-    Layout,
-    Normalization,
-    group_paths,
-    harmonic_parity,
-    length,
-    paths,
-    spherical_harmonics,
-)
+from equidyn.ops.coupling import Attributes, contract, degrees, paths
+from equidyn.ops.steerable import Block, Layout, Normalization, harmonic_parity, join, length, spherical_harmonics
+
+Blocks = list[Tensor]  # one [R, 2 l + 1, mul] per irrep
 
 # Second moments of silu and sigmoid at a normal variable, as the original estimated them.
 SILU_SCALE, SIGMOID_SCALE = 1.6791767923989418, 1.8467055342154763
@@ -80,18 +73,18 @@ class SEGNNOptions:
 
 def hidden_irreps(hidden_dim: int, lmax: int, lmax_attr: int, allocation: str) -> str:
     """The hidden features, in the notation of e3nn (appendix C of the paper)."""
-    degrees = range(lmax + 1)
+    every = range(lmax + 1)
     if allocation == "balanced":
-        copies = [hidden_dim // (len(degrees) * (2 * l + 1)) for l in degrees]
-        copies[0] += hidden_dim - sum(n * (2 * l + 1) for n, l in zip(copies, degrees, strict=True))
+        copies = [hidden_dim // (len(every) * (2 * l + 1)) for l in every]
+        copies[0] += hidden_dim - sum(n * (2 * l + 1) for n, l in zip(copies, every, strict=True))
     else:
-        natural = [(l, harmonic_parity(l)) for l in degrees]
-        number = sum(len(paths(a, lmax_attr, b)) for a in natural for b in natural)
+        natural = [(l, harmonic_parity(l)) for l in every]
+        number = sum(len(degrees(a, lmax_attr, b)) for a in natural for b in natural)
         each = 1
         while each**2 * number < hidden_dim**2:
             each += 1
-        copies = [each] * len(degrees)
-    return "+".join(f"{n}x{l}{'eo'[l % 2]}" for n, l in zip(copies, degrees, strict=True) if n)
+        copies = [each] * len(every)
+    return "+".join(f"{n}x{l}{'eo'[l % 2]}" for n, l in zip(copies, every, strict=True) if n)
 
 
 class TensorProduct(nn.Module):
@@ -100,68 +93,46 @@ class TensorProduct(nn.Module):
         out_{w k} = sqrt(2 lo + 1) sum_paths sum_{u i j} W_{w u} C_{ijk} x_{u i} a_j  (+ b_w where lo = 0)
 
     Args:
-        source, target: feature spaces.
+        source, target: the blocks of the spaces.
         lmax_attr: highest degree of the attributes.
-        bias: add b.
     """
 
-    def __init__(self, source: Layout, target: Layout, lmax_attr: int, *, bias: bool = True) -> None:
+    def __init__(self, source: Sequence[Block], target: Sequence[Block], lmax_attr: int) -> None:
         super().__init__()
-        self.source, self.target, self.lmax_attr = source, target, lmax_attr
-        widths = [
-            sum(len(group_paths(group, lmax_attr, block)) * group[0].mul for group in source.groups)
-            for block in target.blocks
-        ]
+        self.source, self.target = tuple(source), tuple(target)
+        widths = [sum(source[n].mul for n, _ in paths(source, lmax_attr, block)) for block in target]
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.empty(block.mul, width)) for block, width in zip(target.blocks, widths, strict=True)
+            torch.empty(block.mul, width) for block, width in zip(target, widths, strict=True)
         )
-        scalars = target.block(0, 1)
-        self.bias = nn.Parameter(torch.empty(scalars.mul)) if bias and scalars is not None else None
-        initialise([self])
+        scalars = sum(block.mul for block in target if block.scalar)
+        self.bias = nn.Parameter(torch.empty(scalars)) if scalars else None
+        self.initialise(widths)
 
-    def forward(self, x: Tensor, attributes: Attributes) -> list[Tensor]:
-        """Rows of features [R, D] to one tensor [R, 2 lo + 1, mul] per block of the target."""
+    def initialise(self, widths: Sequence[int]) -> None:
+        """Uniform weights, bounded by one over the root of the number of inputs, which is given for each target."""
+        for block, weight, width in zip(self.target, self.weights, widths, strict=True):
+            bound = max(width, 1) ** -0.5
+            nn.init.uniform_(weight, -bound, bound)
+            if block.scalar and self.bias is not None:
+                nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Blocks, attributes: Attributes) -> Blocks:
+        """Blocks [R, 2 l + 1, mul] of the source to those of the target."""
         return self.mix(contract(x, self.source, self.target, attributes))
 
-    def mix(self, products: list[Tensor]) -> list[Tensor]:
-        """The channels of what `contract` gives."""
+    def mix(self, products: Blocks) -> Blocks:
+        """Mix the channels of what `contract` gives."""
         return [
-            linear(product, weight, self.bias if block.irrep == (0, 1) else None)
-            for product, weight, block in zip(products, self.weights, self.target.blocks, strict=True)
+            linear(product, weight, self.bias if block.scalar else None)
+            for product, weight, block in zip(products, self.weights, self.target, strict=True)
         ]
-
-
-def initialise(products: Sequence[TensorProduct]) -> None:
-    """Uniform weights, bounded by one over the root of the number of inputs; several products that are added count as one."""
-    for number, block in enumerate(products[0].target.blocks):
-        bound = max(sum(product.weights[number].shape[1] for product in products), 1) ** -0.5
-        for product in products:
-            nn.init.uniform_(product.weights[number], -bound, bound)
-            if block.irrep == (0, 1) and product.bias is not None:
-                nn.init.uniform_(product.bias, -bound, bound)
-
-
-def contract(x: Tensor, source: Layout, target: Layout, attributes: Attributes) -> list[Tensor]:
-    """All Clebsch-Gordan products of x [R, D] with the attributes: per block of the target, [R, 2 lo + 1, paths x mul]."""
-    return [
-        torch.cat([x.new_empty(len(x), block.size, 0), *_contract_to(block, x, source, attributes)], dim=2)
-        if len(source.groups) != 1
-        else _contract_to(block, x, source, attributes)[0]
-        for block in target.blocks
-    ]
-
-
-def _contract_to(block: Block, x: Tensor, source: Layout, attributes: Attributes) -> list[Tensor]:
-    parts = []
-    for group in source.groups:
-        size = sum(member.size for member in group)
-        rows = x.narrow(1, group[0].start, size * group[0].mul).unflatten(1, (size, group[0].mul))
-        parts.append(torch.bmm(attributes.coupling(group, block), rows).view(len(x), block.size, -1))
-    return parts
 
 
 class MessageProduct(nn.Module):
-    """The tensor product of [h_i ++ h_j ++ f_ij] with a_ij, its channels mixed at the nodes (first half of equation 7).
+    """The tensor product of [h_i ++ h_j ++ f_ij] with a_ij (the inner half of equation 7).
+
+    Channels are mixed before they are sent along the edges, once per node. A weight holds, for each target and path,
+    the part of the receiver and that of the sender.
 
     Args:
         source: space of h.
@@ -170,50 +141,37 @@ class MessageProduct(nn.Module):
         lmax_attr: highest degree of the attributes.
     """
 
-    def __init__(self, source: Layout, scalars: int, target: Layout, lmax_attr: int) -> None:
+    def __init__(self, source: Sequence[Block], scalars: int, target: Sequence[Block], lmax_attr: int) -> None:
         super().__init__()
-        self.source, self.target, self.lmax_attr = source, target, lmax_attr
-        self.receivers = TensorProduct(source, target, lmax_attr)
-        self.senders = TensorProduct(source, target, lmax_attr, bias=False)
-        self.scalars = TensorProduct(Layout(f"{scalars}x0e"), target, lmax_attr, bias=False)
-        initialise([self.receivers, self.senders, self.scalars])
+        self.source, self.target = tuple(source), tuple(target)
+        self.scalars = TensorProduct([Block(0, 1, scalars)], target, lmax_attr)
+        self.sizes = [
+            [2 * out.mul for out in target for _ in degrees(block.irrep, lmax_attr, out.irrep)] for block in source
+        ]
+        self.places = [
+            [t for t, out in enumerate(target) for _ in degrees(block.irrep, lmax_attr, out.irrep)] for block in source
+        ]
+        self.weights = nn.ParameterList(torch.empty(sum(sizes), b.mul) for sizes, b in zip(self.sizes, source, strict=True))
+        nodes = [2 * sum(source[n].mul for n, _ in paths(source, lmax_attr, out)) for out in target]
+        widths = [n + weight.shape[1] for n, weight in zip(nodes, self.scalars.weights, strict=True)]
+        self.scalars.initialise(widths)
+        for weight, sizes, places in zip(self.weights, self.sizes, self.places, strict=True):
+            for part, t in zip(weight.split(sizes), places, strict=True):
+                nn.init.uniform_(part, -(widths[t] ** -0.5), widths[t] ** -0.5)
 
-    def forward(self, h: Tensor, products: list[Tensor], edges: Edges, attributes: Attributes) -> list[Tensor]:
-        """Blocks [E, 2 lo + 1, mul] of the target; `products` is f_ij contracted with the attributes."""
-        receiver, sender = self._mix_nodes(h).chunk(2, dim=1)
-        sent = edges.from_receivers(receiver) + edges.from_senders(sender)
-        shapes = [(sum(r for r, _ in self._rows(block)), block.mul) for block in self.target.blocks]
-        by_target = sent.split([rows * mul for rows, mul in shapes], dim=1)
-        found = []
-        for number, block in enumerate(self.target.blocks):
-            bias = self.receivers.bias if block.irrep == (0, 1) else None
-            invariant = linear(products[number], self.scalars.weights[number], bias)
-            matrix = attributes.coupling(self.source.blocks, block, "mix")
-            found.append(torch.baddbmm(invariant, matrix, by_target[number].unflatten(1, shapes[number])))
+    def forward(self, h: Blocks, products: Blocks, edges: Edges, attributes: Attributes) -> Blocks:
+        """Blocks [E, 2 lo + 1, mul] of the target; `products` is what `contract` makes of f_ij."""
+        mixed: list[list[Tensor]] = [[] for _ in self.target]  # per target, path after path, [N, 2, 2 l1 + 1, mul]
+        for x, weight, sizes, places in zip(h, self.weights, self.sizes, self.places, strict=True):
+            for t, part in zip(places, linear(x, weight).split(sizes, dim=2), strict=True):
+                mixed[t].append(part.unflatten(2, (2, -1)).transpose(1, 2))
+        found = self.scalars.mix(products)
+        for t, (block, parts) in enumerate(zip(self.target, mixed, strict=True)):
+            if parts:
+                sent = edges.from_both(torch.cat(parts, dim=2).flatten(2)).view(-1, block.mul)
+                coupled = attributes.coupling(self.source, [block], "mix").times(sent)
+                found[t] = found[t] + coupled.view(found[t].shape)
         return found
-
-    def _rows(self, target: Block) -> list[tuple[int, int]]:
-        """For each block of the source the rows (i, l2) that it sends towards a target, and the number of l2."""
-        counts = [len(paths(block.irrep, self.lmax_attr, target.irrep)) for block in self.source.blocks]
-        return [(block.size * count, count) for block, count in zip(self.source.blocks, counts, strict=True)]
-
-    def _mix_nodes(self, h: Tensor) -> Tensor:
-        """[N, 2 Y]: what each node sends as a receiver and as a sender, ordered by target, block, i, l2, channel."""
-        pieces: list[list[Tensor]] = [[] for _ in range(2 * len(self.target.blocks))]
-        starts = [0] * len(self.target.blocks)
-        for number, block in enumerate(self.source.blocks):
-            weights = []
-            for product in (self.receivers, self.senders):
-                for t, target in enumerate(self.target.blocks):
-                    count = self._rows(target)[number][1]
-                    part = product.weights[t].narrow(1, starts[t], count * block.mul)
-                    weights.append(part.unflatten(1, (count, block.mul)).transpose(0, 1).flatten(0, 1))
-            for t, target in enumerate(self.target.blocks):
-                starts[t] += self._rows(target)[number][1] * block.mul
-            mixed = linear(block.view(h), torch.cat(weights))
-            for piece, part in zip(pieces, mixed.split([len(w) for w in weights], dim=2), strict=True):
-                piece.append(part.flatten(1))
-        return torch.cat([part for piece in pieces for part in piece], dim=1)
 
 
 class Gate(nn.Module):
@@ -223,24 +181,18 @@ class Gate(nn.Module):
         features: the space of the result.
     """
 
-    def __init__(self, features: Layout) -> None:
+    def __init__(self, features: Sequence[Block]) -> None:
         super().__init__()
-        self.muls = [block.mul for block in features.blocks]
-        rest = "".join(f"+{b.mul}x{b.l}{'e' if b.p == 1 else 'o'}" for b in features.blocks[1:])
-        self.source = Layout(f"{sum(self.muls)}x0e{rest}")
+        self.muls = [block.mul for block in features]
+        self.source = (Block(0, 1, sum(self.muls)), *features[1:])
 
-    def forward(self, parts: list[Tensor]) -> Tensor:
-        """Blocks of `source` (the scalars, then the gates, then the rest) to rows of features [R, D]."""
+    def forward(self, parts: Blocks) -> Blocks:
+        """Blocks of `source` (the scalars and the gates, then the rest) to blocks of the features."""
         scalars, *gates = parts[0].split(self.muls, dim=2)
         if not gates:
-            return F.silu(scalars).flatten(1)
+            return [F.silu(scalars)]
         gated = [part * (SIGMOID_SCALE * gate.sigmoid()) for part, gate in zip(parts[1:], gates, strict=True)]
-        return join([SILU_SCALE * F.silu(scalars), *gated])
-
-
-def join(parts: list[Tensor]) -> Tensor:
-    """Blocks [R, 2 l + 1, mul] as rows of features [R, D]."""
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
+        return [SILU_SCALE * F.silu(scalars), *gated]
 
 
 @dataclass(frozen=True)
@@ -272,30 +224,27 @@ class Norm(nn.Module):
         kind: "instance", the rows of one graph; "batch", all rows, and in evaluation the running averages.
     """
 
-    def __init__(self, features: Layout, kind: Literal["instance", "batch"]) -> None:
+    def __init__(self, features: Sequence[Block], kind: Literal["instance", "batch"]) -> None:
         super().__init__()
-        self.features, self.kind = features, kind
-        channels = sum(block.mul for block in features.blocks)
-        invariant = features.block(0, 1)
-        scalars = 0 if invariant is None else invariant.mul
+        self.features, self.kind = tuple(features), kind
+        channels, scalars = sum(b.mul for b in features), sum(b.mul for b in features if b.scalar)
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(scalars))
         if kind == "batch":
             self.register_buffer("running_mean", torch.zeros(scalars))
             self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, rows: Tensor, graphs: Graphs) -> Tensor:
-        """[R, D] to [R, D]."""
+    def forward(self, blocks: Blocks, graphs: Graphs) -> Blocks:
+        """The blocks, normalised."""
         found, start = [], 0
-        for block in self.features.blocks:
-            part, channels = block.view(rows), slice(start, start + block.mul)
-            scalar = block.irrep == (0, 1)
-            if scalar:
+        for part, block in zip(blocks, self.features, strict=True):
+            channels = slice(start, start + block.mul)
+            if block.scalar:
                 part = part - self._average("running_mean", slice(None), part[:, 0], graphs)[:, None]
             square = self._average("running_var", channels, part.square().mean(1), graphs)
             part = part * (self.weight[channels] * (square + 1e-5).rsqrt())[:, None]
-            found.append(part + self.bias if scalar else part)
+            found.append(part + self.bias if block.scalar else part)
             start += block.mul
-        return join(found)
+        return found
 
     def _average(self, name: str, channels: slice, rows: Tensor, graphs: Graphs) -> Tensor:
         """The mean of rows [R, mul] over what is normalised together: [R or 1, mul]."""
@@ -319,29 +268,25 @@ class SEGNNLayer(nn.Module):
         norm: see `SEGNNOptions`.
     """
 
-    def __init__(self, features: Layout, scalars: int, lmax_attr: int, norm: str) -> None:
+    def __init__(self, features: Sequence[Block], scalars: int, lmax_attr: int, norm: str) -> None:
         super().__init__()
         self.gate = gate = Gate(features)
-        both = Layout("+".join(f"{2 * b.mul}x{b.l}{'e' if b.p == 1 else 'o'}" for b in features.blocks))
-        self.features = features
         self.message_1 = MessageProduct(features, scalars, gate.source, lmax_attr)
         self.message_2 = TensorProduct(features, gate.source, lmax_attr)
-        self.update_1 = TensorProduct(both, gate.source, lmax_attr)
+        self.update_1 = TensorProduct([*features, *features], gate.source, lmax_attr)
         self.update_2 = TensorProduct(features, features, lmax_attr)
         self.message_norm = Norm(features, "batch") if norm == "batch" else None
         self.norm = _norm(features, norm)
 
-    def forward(self, h: Tensor, inputs: SteerableInputs, products: list[Tensor]) -> Tensor:
-        """New h [R, D]; `products` is what `contract` makes of the invariant inputs."""
+    def forward(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
+        """New h; `products` is what `contract` makes of the invariant inputs."""
         edge, node = inputs.edge_attributes, inputs.node_attributes
         m = self.gate(self.message_1(h, products, inputs.edges, edge))
         m = self.gate(self.message_2(m, edge))
         if self.message_norm is not None:
             m = self.message_norm(m, inputs.graphs)
-        total = inputs.edges.sum(m)
-        blocks = self.features.blocks
-        u = join([torch.cat([block.view(h), block.view(total)], dim=2) for block in blocks])
-        h = h + join(self.update_2(self.gate(self.update_1(u, node)), node))
+        update = self.update_2(self.gate(self.update_1([*h, *_sum(m, inputs.edges)], node)), node)
+        h = [old + new for old, new in zip(h, update, strict=True)]
         return h if self.norm is None else self.norm(h, inputs.graphs)
 
 
@@ -353,7 +298,7 @@ class SEConvLayer(nn.Module):
         linear: messages of one product; else of two with a gate between.
     """
 
-    def __init__(self, features: Layout, scalars: int, lmax_attr: int, norm: str, *, linear: bool) -> None:
+    def __init__(self, features: Sequence[Block], scalars: int, lmax_attr: int, norm: str, *, linear: bool) -> None:
         super().__init__()
         self.gate = gate = Gate(features)
         self.message_1 = MessageProduct(features, scalars, gate.source, lmax_attr)
@@ -361,20 +306,23 @@ class SEConvLayer(nn.Module):
         self.message_norm = Norm(gate.source, "batch") if norm == "batch" else None
         self.norm = _norm(features, norm)
 
-    def forward(self, h: Tensor, inputs: SteerableInputs, products: list[Tensor]) -> Tensor:
-        """New h [R, D]."""
-        parts = self.message_1(h, products, inputs.edges, inputs.edge_attributes)
+    def forward(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
+        """New h."""
+        m = self.message_1(h, products, inputs.edges, inputs.edge_attributes)
         if self.message_2 is not None:
-            parts = self.message_2(self.gate(parts), inputs.edge_attributes)
-        m = join(parts)
+            m = self.message_2(self.gate(m), inputs.edge_attributes)
         if self.message_norm is not None:
             m = self.message_norm(m, inputs.graphs)
-        total = inputs.edges.sum(m)
-        h = h + self.gate([block.view(total) for block in self.gate.source.blocks])
+        h = [old + new for old, new in zip(h, self.gate(_sum(m, inputs.edges)), strict=True)]
         return h if self.norm is None else self.norm(h, inputs.graphs)
 
 
-def _norm(features: Layout, kind: str) -> Norm | None:
+def _sum(m: Blocks, edges: Edges) -> Blocks:
+    """The messages that arrive at each node, added up."""
+    return [edges.sum(part.flatten(1)).unflatten(1, part.shape[1:]) for part in m]
+
+
+def _norm(features: Sequence[Block], kind: str) -> Norm | None:
     return Norm(features, kind) if kind in ("instance", "batch") else None
 
 
@@ -435,10 +383,10 @@ class SteerableNetwork(nn.Module):
         options: SEGNNOptions = SEGNNOptions(),
     ) -> None:
         super().__init__()
-        self.source, self.target, self.lmax_attr = Layout(source), Layout(target), lmax_attr
-        self.hidden = features = _hidden(hidden)
-        self.scalars, self.readout, self.options = Layout(f"{scalars}x0e"), readout, options
-        self.embedding = TensorProduct(self.source, features, lmax_attr)
+        self.source, self.hidden, self.target = Layout(source), _hidden(hidden), Layout(target)
+        self.lmax_attr, self.scalars, self.readout, self.options = lmax_attr, scalars, readout, options
+        features = self.hidden.blocks
+        self.embedding = TensorProduct(self.source.blocks, features, lmax_attr)
         sizes = (features, scalars, lmax_attr, options.norm)
         self.layers = nn.ModuleList(
             SEGNNLayer(*sizes) if options.conv == "segnn" else SEConvLayer(*sizes, linear=options.conv == "linear")
@@ -446,26 +394,27 @@ class SteerableNetwork(nn.Module):
         )
         self.gate = Gate(features)
         self.out_1 = TensorProduct(features, self.gate.source, lmax_attr)
+        last = self.target
         if readout == "graph":
-            if any(block.irrep != (0, 1) for block in self.target.blocks):
+            if not all(block.scalar for block in self.target.blocks):
                 raise InputError("output of a graph readout", expected="scalars, such as 1x0e", got=target)
-            pooled = sum(block.mul for block in features.blocks) * self.target.dim
-            self.pooled = Layout(f"{pooled}x0e")
-            self.graph_1, self.graph_2 = Linear(pooled, pooled), Linear(pooled, self.target.dim)
-        self.out_2 = TensorProduct(features, self.pooled if readout == "graph" else self.target, lmax_attr)
+            last = Layout(f"{self.hidden.channels * self.target.dim}x0e")
+            self.graph_1, self.graph_2 = Linear(last.dim, last.dim), Linear(last.dim, self.target.dim)
+        self.out_2 = TensorProduct(features, last.blocks, lmax_attr)
 
     def forward(self, inputs: SteerableInputs) -> Tensor:
         """[R, O] in e3nn's layout of the target, or [B, O] for graphs."""
         node = inputs.node_attributes
-        h = join(self.embedding(self.source.from_e3nn(inputs.x), node))
+        h = self.embedding(self.source.from_e3nn(inputs.x), node)
+        invariant = [Block(0, 1, self.scalars)]
         # Nothing in these products is learned: one for all layers.
-        products = contract(inputs.scalars, self.scalars, self.gate.source, inputs.edge_attributes)
+        products = contract([inputs.scalars[:, None]], invariant, self.gate.source, inputs.edge_attributes)
         for layer in self.layers:
             h = layer(h, inputs, products)
-        y = join(self.out_2(self.gate(self.out_1(h, node)), node))
+        y = self.out_2(self.gate(self.out_1(h, node)), node)
         if self.readout == "node":
             return self.target.to_e3nn(y)
-        pooled = inputs.graphs.mean(y) if self.options.pool == "mean" else inputs.graphs.sum(y)
+        pooled = inputs.graphs.mean(join(y)) if self.options.pool == "mean" else inputs.graphs.sum(join(y))
         return self.graph_2(F.silu(self.graph_1(pooled)))
 
 

@@ -1,19 +1,13 @@
-"""Steerable features: how they lie in memory, and their Clebsch-Gordan product with attributes.
+"""Steerable features: sums of irreducible representations (l, p) of O(3), each with a number of channels.
 
-A feature space is a sum of irreducible representations (l, p) of O(3), each with a multiplicity. Here every irrep is one
-block [2 l + 1, mul], channels last, so that mixing channels is one matrix product and blocks of equal multiplicity join
-to [S, mul]; e3nn has [mul, 2 l + 1], and `Layout.order` is the way between the two.
-
-Attributes (spherical harmonics of a direction, say) have multiplicity one. Their product with a feature is then a small
-matrix per row, the coupling tensors contracted with the attribute. It depends on no weight: it is computed once and
-serves every layer.
+A feature of R rows is a list of blocks [R, 2 l + 1, mul], one per irrep, channels last, so that mixing channels is one
+matrix product. e3nn has all irreps in one row [R, D] and each as [mul, 2 l + 1]; `Layout` is the way between the two.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
-from itertools import groupby
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -30,13 +24,11 @@ class Block:
     Attributes:
         l, p: degree and parity (1 or -1).
         mul: number of channels.
-        start: first column in a row of features.
     """
 
     l: int  # noqa: E741
     p: int
     mul: int
-    start: int
 
     @property
     def size(self) -> int:
@@ -48,9 +40,10 @@ class Block:
         """(l, p)."""
         return self.l, self.p
 
-    def view(self, rows: Tensor) -> Tensor:
-        """This block of rows of features [R, D], as [R, 2 l + 1, mul]."""
-        return rows.narrow(1, self.start, self.size * self.mul).unflatten(1, (self.size, self.mul))
+    @property
+    def scalar(self) -> bool:
+        """Whether it is invariant, under reflections too."""
+        return self.irrep == (0, 1)
 
 
 class Layout:
@@ -72,114 +65,47 @@ class Layout:
         for mul, ir in self.irreps:
             if mul:
                 channels[ir.l, ir.p] = channels.get((ir.l, ir.p), 0) + mul
-        blocks, start = [], 0
-        for (l, p), mul in channels.items():
-            blocks.append(Block(l, p, mul, start))
-            start += (2 * l + 1) * mul
-        self.blocks, self.dim = tuple(blocks), start
+        self.blocks = tuple(Block(l, p, mul) for (l, p), mul in channels.items())
+        self.dim = self.irreps.dim
 
-    def block(self, l: int, p: int) -> Block | None:  # noqa: E741
-        """The block of an irrep, if there is one."""
-        return next((block for block in self.blocks if block.irrep == (l, p)), None)
-
-    @cached_property
-    def groups(self) -> tuple[tuple[Block, ...], ...]:
-        """Neighbouring blocks of equal multiplicity."""
-        return tuple(tuple(blocks) for _, blocks in groupby(self.blocks, lambda block: block.mul))
+    @property
+    def channels(self) -> int:
+        """Number of channels of all blocks."""
+        return sum(block.mul for block in self.blocks)
 
     @cached_property
     def order(self) -> Tensor:
-        """[D]: column of e3nn's layout that stands in each of our columns."""
-        seen = dict.fromkeys((block.irrep for block in self.blocks), 0)
-        order, column = torch.empty(self.dim, dtype=torch.long), 0
+        """[D]: the column of e3nn's layout that stands in each column of the blocks side by side."""
+        column, parts = 0, {block.irrep: [] for block in self.blocks}  # type: dict[tuple[int, int], list[Tensor]]
         for mul, ir in self.irreps:
             if mul:
-                block = self.block(ir.l, ir.p)
-                assert block is not None
-                channel, m = torch.meshgrid(torch.arange(mul), torch.arange(ir.dim), indexing="ij")
-                ours = block.start + m * block.mul + seen[block.irrep] + channel
-                order[ours.flatten()] = column + torch.arange(mul * ir.dim)
-                seen[block.irrep] += mul
+                parts[ir.l, ir.p].append((column + torch.arange(mul * ir.dim)).view(mul, ir.dim).T)
                 column += mul * ir.dim
-        return order
+        flat = [torch.cat(part, dim=1).flatten() for part in parts.values()]
+        return torch.cat(flat) if flat else torch.empty(0, dtype=torch.long)
 
-    def from_e3nn(self, rows: Tensor) -> Tensor:
-        """Rows [R, D] of e3nn's layout in ours."""
-        return rows[:, self.order.to(rows.device)]
+    def from_e3nn(self, rows: Tensor) -> list[Tensor]:
+        """Rows [R, D] of e3nn's layout as blocks."""
+        return self.split(rows[:, self.order.to(rows.device)])
 
-    def to_e3nn(self, rows: Tensor) -> Tensor:
-        """Rows [R, D] of our layout in e3nn's."""
-        return rows[:, self.order.argsort().to(rows.device)]
+    def to_e3nn(self, blocks: list[Tensor]) -> Tensor:
+        """Blocks as rows [R, D] of e3nn's layout."""
+        return join(blocks)[:, self.order.argsort().to(blocks[0].device)]
+
+    def split(self, rows: Tensor) -> list[Tensor]:
+        """The inverse of `join`."""
+        parts = rows.split([block.size * block.mul for block in self.blocks], dim=1)
+        return [part.unflatten(1, (b.size, b.mul)) for part, b in zip(parts, self.blocks, strict=True)]
+
+
+def join(blocks: list[Tensor]) -> Tensor:
+    """Blocks side by side: rows [R, D]."""
+    return torch.cat([block.flatten(1) for block in blocks], dim=1)
 
 
 def harmonic_parity(l: int) -> int:  # noqa: E741
     """Parity of the spherical harmonics of degree l."""
     return -1 if l % 2 else 1
-
-
-def paths(source: tuple[int, int], lmax: int, target: tuple[int, int]) -> list[int]:
-    """Degrees l2 <= lmax of the attributes that take irrep `source` to irrep `target`."""
-    (l1, p1), (lo, po) = source, target
-    between = range(abs(l1 - lo), min(l1 + lo, lmax) + 1)
-    return [l2 for l2 in between if p1 * harmonic_parity(l2) == po]
-
-
-def group_paths(group: tuple[Block, ...], lmax: int, target: Block) -> list[tuple[int, int]]:
-    """(number of the block in its group, l2) of all paths from a group to a target, in the order of the weights."""
-    return [(n, l2) for n, block in enumerate(group) for l2 in paths(block.irrep, lmax, target.irrep)]
-
-
-Form = Literal["contract", "mix"]
-
-
-@cache
-def _coupling(irreps: tuple[tuple[int, int], ...], lmax: int, target: tuple[int, int], form: Form) -> Tensor:
-    """sqrt(2 lo + 1) C^{l1 l2 lo}_{ijk} with the attribute's component j first, float64.
-
-    Form "contract": [A, k P, S], P paths (l1, l2) and S components (l1, i); zero where the l1 differ.
-    Form "mix": [A, k, S'], S' triples (l1, i, l2).
-    """
-    lo = target[0]
-    starts = [sum(2 * l + 1 for l, _ in irreps[:n]) for n in range(len(irreps))]
-    found = [(n, l2) for n, ir in enumerate(irreps) for l2 in paths(ir, lmax, target)]
-    dense = torch.zeros((lmax + 1) ** 2, 2 * lo + 1, len(found), sum(2 * l + 1 for l, _ in irreps), dtype=torch.float64)
-    for path, (n, l2) in enumerate(found):
-        l1 = irreps[n][0]
-        tensor = o3.wigner_3j(l1, l2, lo, dtype=torch.float64).permute(1, 2, 0) * (2 * lo + 1) ** 0.5
-        dense[l2**2 : (l2 + 1) ** 2, :, path, starts[n] : starts[n] + 2 * l1 + 1] = tensor
-    if form == "contract":
-        return dense.flatten(1, 2)
-    columns = [
-        dense[:, :, [p for p, (m, _) in enumerate(found) if m == n], starts[n] + i]
-        for n, (l1, _) in enumerate(irreps)
-        for i in range(2 * l1 + 1)
-    ]
-    return torch.cat(columns, dim=2)
-
-
-class Attributes:
-    """The attributes of nodes or edges, and their coupling matrices.
-
-    Args:
-        values: [R, (lmax + 1)^2], degree after degree, of the parity of the spherical harmonics.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        self.values, self.lmax = values, round(values.shape[1] ** 0.5) - 1
-        self._made: dict[object, Tensor] = {}
-
-    def coupling(self, group: tuple[Block, ...], target: Block, form: Form = "contract") -> Tensor:
-        """The matrices of one group and target: [R, k P, S], or [R, k, S'] in the form "mix"; see `_coupling`."""
-        irreps = tuple(block.irrep for block in group)
-        key = irreps, target.irrep, form
-        if key not in self._made:
-            self._made[key] = self._make(irreps, target.irrep, form)
-        return self._made[key]
-
-    @torch.compiler.disable
-    def _make(self, irreps: tuple[tuple[int, int], ...], target: tuple[int, int], form: Form) -> Tensor:
-        tensor = _coupling(irreps, self.lmax, target, form).to(self.values)
-        return (self.values @ tensor.flatten(1)).unflatten(1, tensor.shape[1:])
 
 
 Normalization = Literal["component", "integral"]
@@ -193,7 +119,7 @@ def length(r: Tensor) -> Tensor:
 
 
 def spherical_harmonics(lmax: int, r: Tensor, normalization: Normalization) -> Tensor:
-    """Real spherical harmonics of directions, up to degree lmax: [R, (lmax + 1)^2].
+    """Real spherical harmonics of directions, degree after degree up to lmax: [R, (lmax + 1)^2].
 
     The convention is e3nn's (polar axis y). A zero vector has no direction: its degrees above 0 are zero, and its
     gradient is finite.
