@@ -59,6 +59,7 @@ def replay(record: Record) -> dict[str, Tensor]:
     wrong = "y" in record.outputs and not _close(results["y"], record.outputs["y"])
     if given["norm"] == "batch" and given["training"] is None and wrong:
         # The record does not say whether the batch norms averaged over the batch or used their running averages.
+        model.zero_grad()
         _load(model, places, params, record)
         results = _run(model.train(not model.training), places, record)
     return results

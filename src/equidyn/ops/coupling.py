@@ -237,10 +237,12 @@ class Attributes:
         return Coupling(values, values[pattern.order], pattern)
 
 
-def contract(blocks: Sequence[Tensor], source: Sequence[Block], target: Sequence[Block], attributes: Attributes) -> list[Tensor]:
+def contract(
+    blocks: Sequence[Tensor], source: Sequence[Block], target: Sequence[Block], attributes: Attributes
+) -> list[Tensor]:
     """All products of features with attributes: per target [R, 2 lo + 1, channels], path after path."""
-    found: list[list[Tensor]] = [[] for _ in target]
     rows = len(attributes.values)
+    found: list[list[Tensor]] = [[attributes.values.new_empty(rows, block.size, 0)] for block in target]
     for first, last in _equal(source):
         group = source[first:last]
         counts = [len(paths(group, attributes.lmax, block)) for block in target]
@@ -250,10 +252,11 @@ def contract(blocks: Sequence[Tensor], source: Sequence[Block], target: Sequence
         parts = product.split([rows * block.size * n for block, n in zip(target, counts, strict=True)])
         for place, part, block, n in zip(found, parts, target, counts, strict=True):
             place.append(part.view(rows, block.size, n * mul))
-    return [torch.cat(place, dim=2) if len(place) > 1 else place[0] for place in found]
+    return [torch.cat(place, dim=2) if len(place) > 2 else place[-1] for place in found]
 
 
 def _equal(blocks: Sequence[Block]) -> list[tuple[int, int]]:
     """Runs of neighbouring blocks with equally many channels."""
     starts = [n for n, block in enumerate(blocks) if not n or block.mul != blocks[n - 1].mul]
-    return list(zip(starts, [*starts[1:], len(blocks)], strict=True))
+    ends = [*starts[1:], len(blocks)]
+    return [(first, last) for first, last in zip(starts, ends, strict=True) if blocks[first].mul]
