@@ -1,3 +1,4 @@
+# ruff: noqa: E741
 """SEGNN written down plainly from its equations, to make golden records with any option.
 
 Loops over paths, concatenated inputs, everything in the layout of the original; coupling tensors from Racah's formula.
@@ -48,7 +49,9 @@ def clebsch_gordan(l1, m1, l2, m2, l3, m3):
         if min(terms) >= 0:
             total += (-1) ** k / np.prod([float(f(t)) for t in terms])
     before = (2 * l3 + 1) * f(l3 + l1 - l2) * f(l3 - l1 + l2) * f(l1 + l2 - l3) / f(l1 + l2 + l3 + 1)
-    return sqrt(before) * sqrt(float(f(l3 + m3) * f(l3 - m3) * f(l1 - m1) * f(l1 + m1) * f(l2 - m2) * f(l2 + m2))) * total
+    return (
+        sqrt(before) * sqrt(float(f(l3 + m3) * f(l3 - m3) * f(l1 - m1) * f(l1 + m1) * f(l2 - m2) * f(l2 + m2))) * total
+    )
 
 
 def real_basis(l):
@@ -74,7 +77,6 @@ def coupling(l1, l2, l3):
 
 def product(w, name, x, source, a, lmax, target):
     """Tensor product with attributes a of degrees 0 to lmax; flat weights in the order of the paths."""
-    flat, start = [], 0
     total = [torch.zeros(len(x), mul, 2 * l + 1, dtype=x.dtype) for mul, l, _ in target]
     allowed = [
         (i, l2, o)

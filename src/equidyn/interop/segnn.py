@@ -13,17 +13,11 @@ from torch import Tensor, nn
 
 from equidyn.core.errors import InputError, unknown_name
 from equidyn.interop.golden import Record
-from equidyn.models.segnn import (
-    MessageProduct,
-    SEGNNOptions,
-    SteerableInputs,
-    SteerableNetwork,
-    TensorProduct,
-    hidden_irreps,
-)
+from equidyn.models.segnn import SEGNNOptions, SteerableInputs, SteerableNetwork, hidden_irreps
 from equidyn.ops.coupling import degrees, paths
 from equidyn.ops.edges import Edges
 from equidyn.ops.steerable import Block, Layout
+from equidyn.ops.steerable_product import MessageProduct, TensorProduct
 from equidyn.simulate import get_system, simulate
 
 _ARGUMENTS: dict[str, Any] = {
@@ -131,7 +125,7 @@ def _places(model: SteerableNetwork, given: dict[str, Any]) -> list[_Place]:
     places += _product(model, "out_1", "pre_pool1") + _product(model, "out_2", "pre_pool2")
     if model.readout == "graph":
         for ours, theirs in (("graph_1", "post_pool1"), ("graph_2", "post_pool2")):
-            inputs, outputs = model.get_submodule(ours).in_features, model.get_submodule(ours).out_features
+            outputs, inputs = model.get_parameter(f"{ours}.weight").shape
             index = torch.arange(inputs * outputs).view(inputs, outputs).T
             places.append(_Place(f"{ours}.weight", f"{theirs}.tp.weight", index))
             places.append(_Place(f"{ours}.bias", f"{theirs}.biases", torch.arange(outputs)))
@@ -145,7 +139,8 @@ def _same(model: nn.Module, ours: str, theirs: str) -> list[_Place]:
 
 def _product(model: SteerableNetwork, ours: str, theirs: str) -> list[_Place]:
     """The places of one tensor product."""
-    module, lmax = model.get_submodule(ours), model.lmax_attr
+    module: Any = model.get_submodule(ours)
+    lmax = model.lmax_attr
     inputs = (model.source if ours == "embedding" else model.hidden).irreps
     outputs = model.target.irreps if ours == "out_2" and model.readout == "node" else _irreps(module.target)
     if isinstance(module, MessageProduct):
@@ -312,7 +307,8 @@ def _watch(model: SteerableNetwork, found: dict[str, Tensor]) -> list[Any]:
     last = model.target if model.readout == "node" else Layout(_irreps(model.out_2.target))
     handles.append(keep(model.out_2, "pre_pool2", last))
     if len(model.layers):
-        first, conv = model.layers[0], model.options.conv
+        first: Any = model.layers[0]
+        conv = model.options.conv
         names = {"segnn": ["msg1_layer0", "msg2_layer0"], "nonlinear": ["msg1_layer0"], "linear": []}[conv]
 
         def gated(_module: nn.Module, _given: tuple, out: list[Tensor]) -> None:
@@ -322,7 +318,9 @@ def _watch(model: SteerableNetwork, found: dict[str, Tensor]) -> list[Any]:
         handles.append(first.gate.register_forward_hook(gated))
         if conv != "segnn":
             last = first.message_1 if conv == "linear" else first.message_2
-            handles.append(keep(last, "msg1_layer0" if conv == "linear" else "msg2_layer0", Layout(_irreps(first.gate.source))))
+            handles.append(
+                keep(last, "msg1_layer0" if conv == "linear" else "msg2_layer0", Layout(_irreps(first.gate.source)))
+            )
     return handles
 
 

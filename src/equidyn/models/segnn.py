@@ -1,7 +1,7 @@
 """SEGNN, the steerable E(3) equivariant graph neural network: messages that carry vectors and higher tensors.
 
-Brandstetter, Hesselink, van der Pol, Bekkers, Welling, "Geometric and Physical Quantities Improve E(3) Equivariant Message
-Passing", ICLR 2022, arXiv 2110.02905.
+Brandstetter, Hesselink, van der Pol, Bekkers, Welling, "Geometric and Physical Quantities Improve E(3) Equivariant
+Message Passing", ICLR 2022, arXiv 2110.02905.
 
 Symmetry: E(3), reflections included, and permutations.
 
@@ -10,19 +10,19 @@ Reads `pos [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where asked for or pres
 `edge_index`. Gives `pos`, the moved points in the unit of the input, or with a graph readout `prediction [B, O]` ([B]
 for O = 1).
 
-Features are steerable: scalars, vectors and so on, mixed by Clebsch-Gordan products with attributes, which are spherical
-harmonics of the geometry (and of the velocity). `SteerableNetwork` is the network on given attributes; `SEGNN` makes
-them from a sample.
+Features are steerable: scalars, vectors and so on, multiplied by attributes, which are spherical harmonics of the
+geometry and of the velocity. `SteerableNetwork` is the network on given attributes; `SEGNN` makes them from a sample.
 
 Differences from the original: positions enter relative to the centre of their graph, not to the mean of their own three
 coordinates, which broke the symmetry; the network predicts a displacement for every kind of particle; an irrep of the
-output that no path reaches is zero, not NaN; isolated nodes and resting particles are fine; inputs are never written to.
-The first map of a message acts on nodes, before they are sent along the edges, and the coupling with the attributes is
-computed once for all layers.
+output that no path reaches is zero, not NaN; isolated nodes and resting particles are fine; inputs are never written
+to. The first map of a message acts on nodes, before they are sent along the edges, and the coupling with the attributes
+is computed once for all layers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -35,12 +35,21 @@ from torch_geometric.data import Data
 
 from equidyn.core.catalogue import Citation, Entry
 from equidyn.core.errors import InputError
+from equidyn.ops.coupling import Attributes, contract, degrees
 from equidyn.ops.edges import EdgeCache, Edges
-from equidyn.ops.linear import Linear, linear
-from equidyn.ops.coupling import Attributes, contract, degrees, paths
-from equidyn.ops.steerable import Block, Layout, Normalization, harmonic_parity, join, length, spherical_harmonics
-
-Blocks = list[Tensor]  # one [R, 2 l + 1, mul] per irrep
+from equidyn.ops.linear import Linear
+from equidyn.ops.steerable import (
+    Block,
+    Blocks,
+    Layout,
+    Normalization,
+    harmonic_parity,
+    join,
+    length,
+    spherical_harmonics,
+)
+from equidyn.ops.steerable_norm import Graphs, SteerableNorm
+from equidyn.ops.steerable_product import MessageProduct, TensorProduct
 
 # Second moments of silu and sigmoid at a normal variable, as the original estimated them.
 SILU_SCALE, SIGMOID_SCALE = 1.6791767923989418, 1.8467055342154763
@@ -73,105 +82,16 @@ class SEGNNOptions:
 
 def hidden_irreps(hidden_dim: int, lmax: int, lmax_attr: int, allocation: str) -> str:
     """The hidden features, in the notation of e3nn (appendix C of the paper)."""
-    every = range(lmax + 1)
+    sizes = [2 * l + 1 for l in range(lmax + 1)]  # noqa: E741
     if allocation == "balanced":
-        copies = [hidden_dim // (len(every) * (2 * l + 1)) for l in every]
-        copies[0] += hidden_dim - sum(n * (2 * l + 1) for n, l in zip(copies, every, strict=True))
+        copies = [hidden_dim // (len(sizes) * size) for size in sizes]
+        copies[0] += hidden_dim - sum(n * size for n, size in zip(copies, sizes, strict=True))
     else:
-        natural = [(l, harmonic_parity(l)) for l in every]
-        number = sum(len(degrees(a, lmax_attr, b)) for a in natural for b in natural)
-        each = 1
-        while each**2 * number < hidden_dim**2:
-            each += 1
-        copies = [each] * len(every)
-    return "+".join(f"{n}x{l}{'eo'[l % 2]}" for n, l in zip(copies, every, strict=True) if n)
-
-
-class TensorProduct(nn.Module):
-    """Clebsch-Gordan product of features with attributes, and a learned mixture of its channels (equation 8).
-
-        out_{w k} = sqrt(2 lo + 1) sum_paths sum_{u i j} W_{w u} C_{ijk} x_{u i} a_j  (+ b_w where lo = 0)
-
-    Args:
-        source, target: the blocks of the spaces.
-        lmax_attr: highest degree of the attributes.
-    """
-
-    def __init__(self, source: Sequence[Block], target: Sequence[Block], lmax_attr: int) -> None:
-        super().__init__()
-        self.source, self.target = tuple(source), tuple(target)
-        widths = [sum(source[n].mul for n, _ in paths(source, lmax_attr, block)) for block in target]
-        self.weights = nn.ParameterList(
-            torch.empty(block.mul, width) for block, width in zip(target, widths, strict=True)
-        )
-        scalars = sum(block.mul for block in target if block.scalar)
-        self.bias = nn.Parameter(torch.empty(scalars)) if scalars else None
-        self.initialise(widths)
-
-    def initialise(self, widths: Sequence[int]) -> None:
-        """Uniform weights, bounded by one over the root of the number of inputs, which is given for each target."""
-        for block, weight, width in zip(self.target, self.weights, widths, strict=True):
-            bound = max(width, 1) ** -0.5
-            nn.init.uniform_(weight, -bound, bound)
-            if block.scalar and self.bias is not None:
-                nn.init.uniform_(self.bias, -bound, bound)
-
-    def forward(self, x: Blocks, attributes: Attributes) -> Blocks:
-        """Blocks [R, 2 l + 1, mul] of the source to those of the target."""
-        return self.mix(contract(x, self.source, self.target, attributes))
-
-    def mix(self, products: Blocks) -> Blocks:
-        """Mix the channels of what `contract` gives."""
-        return [
-            linear(product, weight, self.bias if block.scalar else None)
-            for product, weight, block in zip(products, self.weights, self.target, strict=True)
-        ]
-
-
-class MessageProduct(nn.Module):
-    """The tensor product of [h_i ++ h_j ++ f_ij] with a_ij (the inner half of equation 7).
-
-    Channels are mixed before they are sent along the edges, once per node. A weight holds, for each target and path,
-    the part of the receiver and that of the sender.
-
-    Args:
-        source: space of h.
-        scalars: number of f_ij.
-        target: space of the result.
-        lmax_attr: highest degree of the attributes.
-    """
-
-    def __init__(self, source: Sequence[Block], scalars: int, target: Sequence[Block], lmax_attr: int) -> None:
-        super().__init__()
-        self.source, self.target = tuple(source), tuple(target)
-        self.scalars = TensorProduct([Block(0, 1, scalars)], target, lmax_attr)
-        self.sizes = [
-            [2 * out.mul for out in target for _ in degrees(block.irrep, lmax_attr, out.irrep)] for block in source
-        ]
-        self.places = [
-            [t for t, out in enumerate(target) for _ in degrees(block.irrep, lmax_attr, out.irrep)] for block in source
-        ]
-        self.weights = nn.ParameterList(torch.empty(sum(sizes), b.mul) for sizes, b in zip(self.sizes, source, strict=True))
-        nodes = [2 * sum(source[n].mul for n, _ in paths(source, lmax_attr, out)) for out in target]
-        widths = [n + weight.shape[1] for n, weight in zip(nodes, self.scalars.weights, strict=True)]
-        self.scalars.initialise(widths)
-        for weight, sizes, places in zip(self.weights, self.sizes, self.places, strict=True):
-            for part, t in zip(weight.split(sizes), places, strict=True):
-                nn.init.uniform_(part, -(widths[t] ** -0.5), widths[t] ** -0.5)
-
-    def forward(self, h: Blocks, products: Blocks, edges: Edges, attributes: Attributes) -> Blocks:
-        """Blocks [E, 2 lo + 1, mul] of the target; `products` is what `contract` makes of f_ij."""
-        mixed: list[list[Tensor]] = [[] for _ in self.target]  # per target, path after path, [N, 2, 2 l1 + 1, mul]
-        for x, weight, sizes, places in zip(h, self.weights, self.sizes, self.places, strict=True):
-            for t, part in zip(places, linear(x, weight).split(sizes, dim=2), strict=True):
-                mixed[t].append(part.unflatten(2, (2, -1)).transpose(1, 2))
-        found = self.scalars.mix(products)
-        for t, (block, parts) in enumerate(zip(self.target, mixed, strict=True)):
-            if parts:
-                sent = edges.from_both(torch.cat(parts, dim=2).flatten(2)).view(-1, block.mul)
-                coupled = attributes.coupling(self.source, [block], "mix").times(sent)
-                found[t] = found[t] + coupled.view(found[t].shape)
-        return found
+        irreps = [(l, harmonic_parity(l)) for l in range(lmax + 1)]  # noqa: E741
+        number = sum(len(degrees(a, lmax_attr, b)) for a in irreps for b in irreps)
+        each = math.isqrt(-(-(hidden_dim**2) // number) - 1) + 1  # the least with each^2 number >= hidden_dim^2
+        copies = [each] * (lmax + 1)
+    return "+".join(f"{n}x{l}{'eo'[l % 2]}" for l, n in enumerate(copies) if n)  # noqa: E741
 
 
 class Gate(nn.Module):
@@ -195,69 +115,6 @@ class Gate(nn.Module):
         return [SILU_SCALE * F.silu(scalars), *gated]
 
 
-@dataclass(frozen=True)
-class Graphs:
-    """Which graph each row belongs to: `index [R]`, and `inverse_size [B, 1]`, one over the number of rows of each."""
-
-    index: Tensor
-    inverse_size: Tensor
-
-    @staticmethod
-    def build(index: Tensor, dtype: torch.dtype) -> Graphs:
-        """From the graph of each row."""
-        return Graphs(index, torch.bincount(index).clamp(min=1).to(dtype).reciprocal()[:, None])
-
-    def sum(self, rows: Tensor) -> Tensor:
-        """[R, C] to [B, C]."""
-        return rows.new_zeros(len(self.inverse_size), rows.shape[1]).index_add(0, self.index, rows)
-
-    def mean(self, rows: Tensor) -> Tensor:
-        """[R, C] to [B, C]."""
-        return self.sum(rows) * self.inverse_size
-
-
-class Norm(nn.Module):
-    """Bring every channel to unit second moment over its components and rows, scalars also to zero mean.
-
-    Args:
-        features: the space.
-        kind: "instance", the rows of one graph; "batch", all rows, and in evaluation the running averages.
-    """
-
-    def __init__(self, features: Sequence[Block], kind: Literal["instance", "batch"]) -> None:
-        super().__init__()
-        self.features, self.kind = tuple(features), kind
-        channels, scalars = sum(b.mul for b in features), sum(b.mul for b in features if b.scalar)
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(scalars))
-        if kind == "batch":
-            self.register_buffer("running_mean", torch.zeros(scalars))
-            self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, blocks: Blocks, graphs: Graphs) -> Blocks:
-        """The blocks, normalised."""
-        found, start = [], 0
-        for part, block in zip(blocks, self.features, strict=True):
-            channels = slice(start, start + block.mul)
-            if block.scalar:
-                part = part - self._average("running_mean", slice(None), part[:, 0], graphs)[:, None]
-            square = self._average("running_var", channels, part.square().mean(1), graphs)
-            part = part * (self.weight[channels] * (square + 1e-5).rsqrt())[:, None]
-            found.append(part + self.bias if block.scalar else part)
-            start += block.mul
-        return found
-
-    def _average(self, name: str, channels: slice, rows: Tensor, graphs: Graphs) -> Tensor:
-        """The mean of rows [R, mul] over what is normalised together: [R or 1, mul]."""
-        if self.kind == "instance":
-            return graphs.mean(rows)[graphs.index]
-        running = getattr(self, name)[channels]
-        if not self.training:
-            return running[None]
-        mean = rows.mean(0, keepdim=True)
-        running.lerp_(mean.detach()[0], 0.1)
-        return mean
-
-
 class SEGNNLayer(nn.Module):
     """Messages of two gated products, and an update of two more (equations 7 and 8).
 
@@ -275,7 +132,7 @@ class SEGNNLayer(nn.Module):
         self.message_2 = TensorProduct(features, gate.source, lmax_attr)
         self.update_1 = TensorProduct([*features, *features], gate.source, lmax_attr)
         self.update_2 = TensorProduct(features, features, lmax_attr)
-        self.message_norm = Norm(features, "batch") if norm == "batch" else None
+        self.message_norm = SteerableNorm(features, "batch") if norm == "batch" else None
         self.norm = _norm(features, norm)
 
     def forward(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
@@ -303,7 +160,7 @@ class SEConvLayer(nn.Module):
         self.gate = gate = Gate(features)
         self.message_1 = MessageProduct(features, scalars, gate.source, lmax_attr)
         self.message_2 = None if linear else TensorProduct(features, gate.source, lmax_attr)
-        self.message_norm = Norm(gate.source, "batch") if norm == "batch" else None
+        self.message_norm = SteerableNorm(gate.source, "batch") if norm == "batch" else None
         self.norm = _norm(features, norm)
 
     def forward(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
@@ -322,8 +179,10 @@ def _sum(m: Blocks, edges: Edges) -> Blocks:
     return [edges.sum(part.flatten(1)).unflatten(1, part.shape[1:]) for part in m]
 
 
-def _norm(features: Sequence[Block], kind: str) -> Norm | None:
-    return Norm(features, kind) if kind in ("instance", "batch") else None
+def _norm(features: Sequence[Block], kind: str) -> SteerableNorm | None:
+    if kind == "none":
+        return None
+    return SteerableNorm(features, "instance" if kind == "instance" else "batch")
 
 
 @dataclass(frozen=True)
@@ -520,7 +379,9 @@ class SEGNN(nn.Module):
         given = sample.get("edge_attr")
         if given is None or given.shape[-1] < self.edge_dim:
             got = None if given is None else tuple(given.shape)
-            raise InputError("edge features", where="field edge_attr", expected=f"[E, {self.edge_dim}] or wider", got=got)
+            raise InputError(
+                "edge features", where="field edge_attr", expected=f"[E, {self.edge_dim}] or wider", got=got
+            )
         return torch.cat([q, given.flatten(0, -2)[:, : self.edge_dim]], dim=1)
 
     def _node_features(self, sample: Data, pos: Tensor, vel: Tensor | None, graph: Tensor) -> Tensor:

@@ -167,8 +167,9 @@ def _small(sources: tuple[Irrep, ...], lmax: int, targets: tuple[Irrep, ...], fo
     index = torch.tensor([entry[:4] for entry in entries], dtype=torch.long).view(-1, 4)
     empty = torch.zeros((lmax + 1) ** 2, 0, dtype=torch.float64)
     coefficients = torch.stack([entry[4] for entry in entries], dim=1) if entries else empty
-    widths = [2 * l + 1 for l, _ in sources] if form == "contract" else [width]
-    return _Small(*index.T, coefficients, tuple(heights), tuple(widths))
+    widths = [2 * source[0] + 1 for source in sources] if form == "contract" else [width]
+    t, row, s, column = index.T
+    return _Small(t, row, s, column, coefficients, tuple(heights), tuple(widths))
 
 
 @lru_cache(maxsize=64)
@@ -231,7 +232,9 @@ class Attributes:
     def _make(self, sources: tuple[Irrep, ...], lmax: int, targets: tuple[Irrep, ...], form: Form) -> Coupling:
         small = _small(sources, lmax, targets, form)
         coefficients = small.coefficients.to(self.values)
-        by_target = [self.values @ coefficients[:, small.target.to(self.values.device) == t] for t in range(len(targets))]
+        by_target = [
+            self.values @ coefficients[:, small.target.to(self.values.device) == t] for t in range(len(targets))
+        ]
         values = torch.cat([part.flatten() for part in by_target])
         pattern = _pattern(sources, lmax, targets, form, len(self.values), self.values.device)
         return Coupling(values, values[pattern.order], pattern)

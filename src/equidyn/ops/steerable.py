@@ -16,6 +16,8 @@ from torch import Tensor
 
 from equidyn.core.errors import InputError
 
+Blocks = list[Tensor]
+
 
 @dataclass(frozen=True)
 class Block:
@@ -65,7 +67,7 @@ class Layout:
         for mul, ir in self.irreps:
             if mul:
                 channels[ir.l, ir.p] = channels.get((ir.l, ir.p), 0) + mul
-        self.blocks = tuple(Block(l, p, mul) for (l, p), mul in channels.items())
+        self.blocks = tuple(Block(*irrep, mul) for irrep, mul in channels.items())
         self.dim = self.irreps.dim
 
     @property
@@ -76,7 +78,8 @@ class Layout:
     @cached_property
     def order(self) -> Tensor:
         """[D]: the column of e3nn's layout that stands in each column of the blocks side by side."""
-        column, parts = 0, {block.irrep: [] for block in self.blocks}  # type: dict[tuple[int, int], list[Tensor]]
+        column = 0
+        parts: dict[tuple[int, int], list[Tensor]] = {block.irrep: [] for block in self.blocks}
         for mul, ir in self.irreps:
             if mul:
                 parts[ir.l, ir.p].append((column + torch.arange(mul * ir.dim)).view(mul, ir.dim).T)
@@ -84,21 +87,21 @@ class Layout:
         flat = [torch.cat(part, dim=1).flatten() for part in parts.values()]
         return torch.cat(flat) if flat else torch.empty(0, dtype=torch.long)
 
-    def from_e3nn(self, rows: Tensor) -> list[Tensor]:
+    def from_e3nn(self, rows: Tensor) -> Blocks:
         """Rows [R, D] of e3nn's layout as blocks."""
         return self.split(rows[:, self.order.to(rows.device)])
 
-    def to_e3nn(self, blocks: list[Tensor]) -> Tensor:
+    def to_e3nn(self, blocks: Blocks) -> Tensor:
         """Blocks as rows [R, D] of e3nn's layout."""
         return join(blocks)[:, self.order.argsort().to(blocks[0].device)]
 
-    def split(self, rows: Tensor) -> list[Tensor]:
+    def split(self, rows: Tensor) -> Blocks:
         """The inverse of `join`."""
         parts = rows.split([block.size * block.mul for block in self.blocks], dim=1)
         return [part.unflatten(1, (b.size, b.mul)) for part, b in zip(parts, self.blocks, strict=True)]
 
 
-def join(blocks: list[Tensor]) -> Tensor:
+def join(blocks: Blocks) -> Tensor:
     """Blocks side by side: rows [R, D]."""
     return torch.cat([block.flatten(1) for block in blocks], dim=1)
 
