@@ -130,7 +130,7 @@ def test_published_sizes():
 def test_an_output_that_no_path_reaches_is_zero():
     network = SteerableNetwork("2x0e", "2x0e+2x1o", "1x1e+1x0o", lmax_attr=1, scalars=0, num_layers=1)
     model = _particles()
-    inputs = model._inputs(conformance.random_sample(4, dtype=torch.float32, fields=FIELDS))
+    inputs = model.inputs(conformance.random_sample(4, dtype=torch.float32, fields=FIELDS))
     y = network(type(inputs)(**vars(inputs) | {"x": torch.ones(4, 2), "scalars": torch.ones(12, 0)}))
     assert torch.equal(y[:, 3], torch.zeros(4))  # 0o
     assert torch.isfinite(y).all()

@@ -49,10 +49,7 @@ from equidyn.ops.steerable import (
     spherical_harmonics,
 )
 from equidyn.ops.steerable_norm import Graphs, SteerableNorm
-from equidyn.ops.steerable_product import MessageProduct, TensorProduct
-
-# Second moments of silu and sigmoid at a normal variable, as the original estimated them.
-SILU_SCALE, SIGMOID_SCALE = 1.6791767923989418, 1.8467055342154763
+from equidyn.ops.steerable_product import Gate, MessageProduct, TensorProduct
 
 
 @dataclass(frozen=True)
@@ -92,27 +89,6 @@ def hidden_irreps(hidden_dim: int, lmax: int, lmax_attr: int, allocation: str) -
         each = math.isqrt(-(-(hidden_dim**2) // number) - 1) + 1  # the least with each^2 number >= hidden_dim^2
         copies = [each] * (lmax + 1)
     return "+".join(f"{n}x{l}{'eo'[l % 2]}" for l, n in enumerate(copies) if n)  # noqa: E741
-
-
-class Gate(nn.Module):
-    """Scalars through silu, every other channel times the sigmoid of a scalar of its own.
-
-    Args:
-        features: the space of the result.
-    """
-
-    def __init__(self, features: Sequence[Block]) -> None:
-        super().__init__()
-        self.muls = [block.mul for block in features]
-        self.source = (Block(0, 1, sum(self.muls)), *features[1:])
-
-    def forward(self, parts: Blocks) -> Blocks:
-        """Blocks of `source` (the scalars and the gates, then the rest) to blocks of the features."""
-        scalars, *gates = parts[0].split(self.muls, dim=2)
-        if not gates:
-            return [F.silu(scalars)]
-        gated = [part * (SIGMOID_SCALE * gate.sigmoid()) for part, gate in zip(parts[1:], gates, strict=True)]
-        return [SILU_SCALE * F.silu(scalars), *gated]
 
 
 class SEGNNLayer(nn.Module):
@@ -339,13 +315,14 @@ class SEGNN(nn.Module):
 
     def forward(self, sample: Data) -> dict[str, Tensor]:
         """Move the points, or predict per graph (module docstring for shapes)."""
-        y = self.network(self._inputs(sample))
+        y = self.network(self.inputs(sample))
         if self.network.readout == "graph":
             return {"prediction": y.squeeze(-1) if y.shape[1] == 1 else y}
         return {"pos": sample.pos + y.view(sample.pos.shape)}
 
     @torch.compiler.disable  # depends on values; the rest depends on shapes alone
-    def _inputs(self, sample: Data) -> SteerableInputs:
+    def inputs(self, sample: Data) -> SteerableInputs:
+        """What the network reads of a sample."""
         nodes, copies = sample.pos.shape[-2], sample.pos[..., 0, 0].numel()
         pos, vel = sample.pos.flatten(0, -2), self._vel(sample)
         edges = self._edges(sample.edge_index, nodes, pos.dtype, copies=copies)

@@ -1,16 +1,20 @@
-"""Learned Clebsch-Gordan products of steerable features with attributes, of nodes and of pairs of nodes."""
+"""Learned Clebsch-Gordan products of steerable features with attributes, of nodes and of pairs of nodes; gates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equidyn.ops.coupling import Attributes, contract, degrees, paths
 from equidyn.ops.edges import Edges
 from equidyn.ops.linear import linear
 from equidyn.ops.steerable import Block, Blocks
+
+# One over the root mean square of silu and sigmoid of a normal variable, as e3nn estimates them.
+SILU_SCALE, SIGMOID_SCALE = 1.6791767923989418, 1.8467055342154763
 
 
 class TensorProduct(nn.Module):
@@ -100,3 +104,24 @@ class MessageProduct(nn.Module):
                 coupled = attributes.coupling(self.source, [block], "mix").times(sent)
                 found[t] = found[t] + coupled.view(found[t].shape)
         return found
+
+
+class Gate(nn.Module):
+    """Scalars through silu, every other channel times the sigmoid of a scalar of its own.
+
+    Args:
+        features: the space of the result.
+    """
+
+    def __init__(self, features: Sequence[Block]) -> None:
+        super().__init__()
+        self.muls = [block.mul for block in features]
+        self.source = (Block(0, 1, sum(self.muls)), *features[1:])
+
+    def forward(self, parts: Blocks) -> Blocks:
+        """Blocks of `source` (the scalars and the gates, then the rest) to blocks of the features."""
+        scalars, *gates = parts[0].split(self.muls, dim=2)
+        if not gates:
+            return [F.silu(scalars)]
+        gated = [part * (SIGMOID_SCALE * gate.sigmoid()) for part, gate in zip(parts[1:], gates, strict=True)]
+        return [SILU_SCALE * F.silu(scalars), *gated]
