@@ -237,6 +237,12 @@ class SteerableNetwork(nn.Module):
             self.graph_1, self.graph_2 = Linear(last.dim, last.dim), Linear(last.dim, self.target.dim)
         self.out_2 = TensorProduct(features, last.blocks, lmax_attr)
 
+    def prepare(self, inputs: SteerableInputs) -> None:
+        """Make the couplings of all layers; what `forward` does then depends on shapes alone."""
+        for name, module in self.named_modules():
+            if isinstance(module, TensorProduct | MessageProduct):
+                module.prepare(inputs.edge_attributes if "message" in name else inputs.node_attributes)
+
     def forward(self, inputs: SteerableInputs) -> Tensor:
         """[R, O] in e3nn's layout of the target, or [B, O] for graphs."""
         node = inputs.node_attributes
@@ -339,7 +345,9 @@ class SEGNN(nn.Module):
             node_attr = node_attr + spherical_harmonics(harmonics[0], vel, harmonics[1])
         scalars = self._edge_scalars(sample, r)
         x = self._node_features(sample, pos, vel, graph)
-        return SteerableInputs.build(x, scalars, edges, edge_attr, node_attr, graph)
+        made = SteerableInputs.build(x, scalars, edges, edge_attr, node_attr, graph)
+        self.network.prepare(made)
+        return made
 
     def _vel(self, sample: Data) -> Tensor | None:
         if not self.velocity:

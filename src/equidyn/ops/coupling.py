@@ -229,6 +229,7 @@ class Attributes:
             self._made[key] = self._make(*key)
         return self._made[key]
 
+    @torch.compiler.disable
     def _make(self, sources: tuple[Irrep, ...], lmax: int, targets: tuple[Irrep, ...], form: Form) -> Coupling:
         small = _small(sources, lmax, targets, form)
         coefficients = small.coefficients.to(self.values)
@@ -246,7 +247,7 @@ def contract(
     """All products of features with attributes: per target [R, 2 lo + 1, channels], path after path."""
     rows = len(attributes.values)
     found: list[list[Tensor]] = [[attributes.values.new_empty(rows, block.size, 0)] for block in target]
-    for first, last in _equal(source):
+    for first, last in equal_runs(source):
         group = source[first:last]
         counts = [len(paths(group, attributes.lmax, block)) for block in target]
         mul = group[0].mul
@@ -258,7 +259,7 @@ def contract(
     return [torch.cat(place, dim=2) if len(place) > 2 else place[-1] for place in found]
 
 
-def _equal(blocks: Sequence[Block]) -> list[tuple[int, int]]:
+def equal_runs(blocks: Sequence[Block]) -> list[tuple[int, int]]:
     """Runs of neighbouring blocks with equally many channels."""
     starts = [n for n, block in enumerate(blocks) if not n or block.mul != blocks[n - 1].mul]
     ends = [*starts[1:], len(blocks)]

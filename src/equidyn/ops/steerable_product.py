@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equidyn.ops.coupling import Attributes, contract, degrees, paths
+from equidyn.ops.coupling import Attributes, contract, degrees, equal_runs, paths
 from equidyn.ops.edges import Edges
 from equidyn.ops.linear import linear
 from equidyn.ops.steerable import Block, Blocks
@@ -50,6 +50,11 @@ class TensorProduct(nn.Module):
         """Blocks [R, 2 l + 1, mul] of the source to those of the target."""
         return self.mix(contract(x, self.source, self.target, attributes))
 
+    def prepare(self, attributes: Attributes) -> None:
+        """Make the couplings that `forward` asks for."""
+        for first, last in equal_runs(self.source):
+            attributes.coupling(self.source[first:last], self.target)
+
     def mix(self, products: Blocks) -> Blocks:
         """Mix the channels of what `contract` gives."""
         return [
@@ -90,6 +95,11 @@ class MessageProduct(nn.Module):
         for weight, sizes, places in zip(self.weights, self.sizes, self.places, strict=True):
             for part, t in zip(weight.split(sizes), places, strict=True):
                 nn.init.uniform_(part, -(widths[t] ** -0.5), widths[t] ** -0.5)
+
+    def prepare(self, attributes: Attributes) -> None:
+        """Make the couplings that `forward` asks for."""
+        for block in self.target:
+            attributes.coupling(self.source, [block], "mix")
 
     def forward(self, h: Blocks, products: Blocks, edges: Edges, attributes: Attributes) -> Blocks:
         """Blocks [E, 2 lo + 1, mul] of the target; `products` is what `contract` makes of f_ij."""
