@@ -19,10 +19,7 @@ from torch_geometric.data import Data
 from equidyn.core.errors import InputError
 from equidyn.interop.golden import Record
 from equidyn.models.implicit_steerable_kernels import (
-    Activation,
     Block,
-    EquivariantLinear,
-    FieldBatchNorm,
     GridConv,
     ImplicitSteerableKernels,
     Kernel,
@@ -30,6 +27,8 @@ from equidyn.models.implicit_steerable_kernels import (
     PointConv,
 )
 from equidyn.ops.edges import Edges
+from equidyn.ops.fields import Activation, EquivariantLinear, FieldBatchNorm
+from equidyn.ops.outer import neighbour_slots
 from equidyn.ops.representations import band, size, solid_harmonics, vector_order
 from equidyn.simulate.plane import FieldCharges, PlaneSprings, run_plane
 
@@ -65,13 +64,13 @@ def _fit(block: Tensor, basis: Tensor) -> tuple[float, Tensor]:
 
 
 def _parts(matrix: Tensor, bases: list[Tensor], size: int) -> list[Part]:
-    """Cut a matrix [copies * size, C] along its columns into parts; the first input field is a part of its own."""
-    blocks, column = matrix.view(-1, size, matrix.shape[1]), 0
+    """Cut a matrix [copies * size, C] along its columns into parts, each on one of the bases."""
+    blocks, column = matrix.view(len(matrix) // size, size, matrix.shape[1]), 0
     found: list[Part] = []
     while column < matrix.shape[1]:
         for basis in sorted(bases, key=lambda basis: -basis.shape[2]):
             block = blocks[:, :, column : column + basis.shape[2]]
-            if block.shape[2] == basis.shape[2] and (fit := _fit(block, basis))[0] < 1e-5:
+            if block.shape[2] == basis.shape[2] and block.any() and (fit := _fit(block, basis))[0] < 1e-5:
                 weights = fit[1][:, None]
                 break
         else:
@@ -81,12 +80,23 @@ def _parts(matrix: Tensor, bases: list[Tensor], size: int) -> list[Part]:
                 matrix.new_zeros(0, size, 1),
                 matrix.new_zeros(len(blocks), 1, 0),
             )  # nothing leads from here
-        if len(found) > 1 and found[-1][0] is basis:
+        if found and found[-1][0] is basis:
             found[-1] = basis, torch.cat([found[-1][1], weights], dim=1)
         else:
             found.append((basis, weights))
         column += basis.shape[2]
     return found
+
+
+def _joined(parts: list[Part]) -> Part:
+    """Several parts as a single field."""
+    fields = [(basis, weights[:, k]) for basis, weights in parts for k in range(weights.shape[1])]
+    width = sum(basis.shape[2] for basis, _ in fields)
+    joined, column = [], 0
+    for basis, _ in fields:
+        joined.append(torch.nn.functional.pad(basis, (column, width - column - basis.shape[2])))
+        column += basis.shape[2]
+    return torch.cat(joined), torch.cat([weights for _, weights in fields], dim=1)[:, None]
 
 
 def _span(rows: Tensor) -> Tensor:
@@ -105,11 +115,14 @@ def _linear(params: Params, position: Position | None = None) -> EquivariantLine
     matrix = params["matrix"].double()
     size = bases[0].shape[1]
     offset = params.get("expanded_bias", torch.zeros(len(matrix))).double()
-    parts = _parts(matrix, bases, size)
-    if position is not None:
-        (basis, weights), *rest = parts
-        offset = offset + (matrix[:, : basis.shape[2]] @ position.constant)
-        parts = [(basis[:, :, position.order] * position.scale, weights), *rest]
+    if position is None:
+        parts = _parts(matrix, bases, size)
+    else:
+        first = matrix[:, : len(position.constant)]
+        basis, weights = _joined(_parts(first, bases, size))
+        offset = offset + first @ position.constant
+        parts = [(basis[:, :, position.order] * position.scale, weights)]
+        parts += _parts(matrix[:, len(position.constant) :], bases, size)
     expansion = params.get("bias_expansion", matrix.new_zeros(len(matrix), 0)).double()
     invariant = _span(torch.cat([expansion, offset[:, None]], dim=1).T.reshape(-1, size))
     layer = EquivariantLinear(len(matrix) // size, [(w.shape[1], b) for b, w in parts], invariant).double()
@@ -159,7 +172,7 @@ class Position:
     Attributes:
         order: columns that our harmonics are.
         scale: factors of these columns.
-        constant: value of each of the original's columns that does not depend on the position.
+        constant: what the original's columns hold beside that.
         signs: of the original's harmonics of each order from zero; empty in version 2.
         stretch: of the coordinates before the harmonics.
     """
@@ -178,20 +191,24 @@ class Position:
         return max(len(self.signs) - 1, 1)
 
     def _read_version_1(self, params: Params, dimension: int) -> None:
-        self.stretch = float(_factor(_below(params, "bn_coords.")))
+        coordinates = _below(params, "bn_coords.")
+        if any(name.endswith("_running_mean") for name in coordinates):
+            raise InputError("norm of the coordinates", where="bn_coords", expected="one that only scales")
+        self.stretch = float(_factor(coordinates))
         self.signs = _signs(_below(params, "hp.harmonics_generator."), dimension)
         norms = _below(params, "bn_hp.")
-        scale = []
+        scale, constant = [], []
         for order, sign in enumerate(self.signs):
+            width = size([band(order, dimension)[order]], dimension)
             own = {k: v for k, v in norms.items() if re.match(rf"(.*:)?irrep_(\d+,)?{order}_[a-z]", k)}
-            if order == 0:
-                zero = (1 - _only(own, "_running_mean")) * _factor(own) + _only(own, "_bias")
-            factor = float(_factor(own)) * sign * self.stretch**order
-            scale += [factor] * (size([band(order, dimension)[order]], dimension))
-        self.scale = torch.tensor(scale[1:], dtype=torch.float64)
-        self.order = list(range(1, len(scale)))
-        self.constant = torch.zeros(len(scale), dtype=torch.float64)
-        self.constant[0] = zero.squeeze()
+            scale.append((_factor(own) * sign * self.stretch**order).expand(width))
+            value = torch.full((width,), float(order == 0), dtype=torch.float64)  # the polynomial of order zero is one
+            if any(name.endswith("_running_mean") for name in own):
+                shift = _only(own, "_bias") @ _only(own, "_change_of_basis").T
+                value = (value - _only(own, "_running_mean").flatten()) * _factor(own) + shift.flatten()
+            constant.append(value)
+        self.scale, self.constant = torch.cat(scale)[1:], torch.cat(constant)
+        self.order = list(range(1, len(self.constant)))
 
     def polynomials(self, r: Tensor) -> Tensor:
         """The original's harmonics before their norms."""
@@ -200,7 +217,7 @@ class Position:
 
 
 def _factor(norm: Params) -> Tensor:
-    return (_only(norm, "_weight") * (_only(norm, "_running_var") + _EPSILON).rsqrt()).double()
+    return (_only(norm, "_weight").double() * (_only(norm, "_running_var").double() + _EPSILON).rsqrt()).flatten()
 
 
 def _signs(params: Params, dimension: int) -> list[float]:
@@ -318,9 +335,12 @@ def replay(record: Record) -> dict[str, Tensor]:
         raise InputError("options of the record", where=record.path, expected="config", got=config)
     if "embedding.fc.weight" in record.params:
         return _replay_network(record)
-    copies = config.get("c_out"), config.get("c_in")
-    if not all(isinstance(c, int) for c in copies):
-        raise InputError("options of the record", where=record.path, expected="c_out and c_in", got=sorted(config))
+    try:
+        copies = int(config["c_out"]), int(config["c_in"])
+    except (KeyError, TypeError):
+        raise InputError(
+            "options of the record", where=record.path, expected="c_out and c_in", got=sorted(config)
+        ) from None
     return _replay_grid(record, config, copies) if record.inputs["x"].dim() > 3 else _replay_points(record, copies)
 
 
@@ -362,11 +382,12 @@ def _replay_points(record: Record, copies: tuple[int, int]) -> dict[str, Tensor]
     conv = conv.to(record.dtype).eval()
     edges = Edges.build(given["edge_index"], max(len(x), targets), x.dtype)
     attributes = given.get("edge_attr")
-    y = conv(x, r, edges, attributes, targets)
+    slots = neighbour_slots(edges, targets)
+    y = conv(x, r, edges, attributes, slots)
     results = {"y": y, "kernel": conv.kernel(r, attributes)} | imported.stages(r, attributes) | _gradients(y, given)
     if "y_train" in record.outputs:
         conv.train()
-        results["y_train"] = conv(x, r, edges, attributes, targets)
+        results["y_train"] = conv(x, r, edges, attributes, slots)
         results |= _statistics({f"implicit_kernel.{name}": norm for name, norm in imported.norms.items()})
     return results
 

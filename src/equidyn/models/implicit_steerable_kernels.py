@@ -5,16 +5,16 @@ Zhdanov, Hoffmann, Cesa, "Implicit Convolutional Kernels for Steerable CNNs", Ne
 Symmetry: translations, permutations of the nodes and a group G of rotations and reflections of the plane or of space:
 SO(2), O(2), SO(3), O(3), cyclic, dihedral and polyhedral groups, or one given by generators (`ops.representations`).
 
-Reads `pos [N, n]`, `x [N, F]`, `edge_index [2, E]`, and where asked for `vel [N, n]`, `edge_attr [E, A]`; reads `batch [N]`
-and `edge_shift [E, n]` where present. Node and edge fields may carry a leading batch axis beside one shared `edge_index`.
+Reads `pos [N, n]`, `x [N, F]`, `edge_index [2, E]`, where asked for `vel [N, n]` and `edge_attr [E, A]`, where present
+`batch [N]` and `edge_shift [E, n]`; node and edge fields may carry a leading batch axis beside one shared `edge_index`.
 Gives `pos` (moved points, in the unit of the input), `h [N, out]` or `prediction [B, out]` (`[B]` for one number).
 `GridConv` is the same kernel on images and volumes.
 
 Differences from the original: the nonlinearity squares the sampled function, which a small quadrature does exactly, so
-that the layer is equivariant to rounding and not only at the symmetries of the sampling grid; edges do not see each
-other in the kernel (no batch statistics); the kernel is never stored per edge where nodes have about equally many
-neighbours; constants are float64 until used; attributes of grids may differ per image. The original's activation, norm
-and embedding are options.
+that layers are equivariant to rounding and not only at the symmetries of the sampling grid; edges do not see each other
+through batch statistics; the kernel is never stored per edge; positions are scaled by an argument; constants are
+float64 until used; attributes of grids may differ per image; any closed group. The original's activation, norm and
+embedding are options.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,27 +32,27 @@ from torch_geometric.data import Data
 from equidyn.core.catalogue import Citation, Entry
 from equidyn.core.errors import InputError
 from equidyn.ops.edges import EdgeCache, Edges
+from equidyn.ops.fields import (
+    Activation,
+    EquivariantLinear,
+    Field,
+    FieldBias,
+    equivariant_linear,
+    make_activation,
+    make_norm,
+)
 from equidyn.ops.linear import Linear, linear
+from equidyn.ops.outer import Slots, neighbour_slots, sum_of_outer
 from equidyn.ops.representations import (
-    Constant,
     Group,
-    Irrep,
     band,
     get_group,
     intertwiners,
     invariants,
-    sample_matrices,
     size,
     solid_harmonics,
     vector_order,
 )
-
-
-class Field(NamedTuple):
-    """Several copies of one representation; a feature [..., copies * d] holds one copy after the other."""
-
-    copies: int
-    irreps: tuple[Irrep, ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class KernelOptions:
     Attributes:
         layers: linear maps of the network.
         channels: hidden copies of the functions on the sphere.
-        harmonics: highest harmonic polynomial of the relative position that the network reads; 1 for the position alone.
+        harmonics: highest harmonic polynomial of the relative position that the network reads; 1 for the position.
         width: initial σ of the envelope exp(-|r|² / 2 σ²), in units of `scale`.
         scale: lengths are divided by it.
         activation: "square" (ours, exactly equivariant), or "elu" of the sampled function as in the original.
@@ -82,129 +82,6 @@ class KernelOptions:
     reduce: Literal["sum", "mean"] = "sum"
     embedding: Literal["silu", "square"] = "silu"
     readout_dim: int = 32
-
-
-class EquivariantLinear(nn.Module):
-    """A linear map that commutes with G: learned combinations of a basis of such maps, bias on invariant entries.
-
-    Args:
-        copies: output fields.
-        bases: (input fields n, basis [K, d_out, d_in]) for each part of the input, in order.
-        invariant: [d_out, T] invariant vectors of one output field, or None for no bias.
-    """
-
-    def __init__(self, copies: int, bases: Sequence[tuple[int, Tensor]], invariant: Tensor | None) -> None:
-        super().__init__()
-        self.bases = [Constant(basis) for _, basis in bases]
-        self.invariant = None if invariant is None else Constant(invariant)
-        # How many terms add up in each entry of an output field.
-        terms = sum(n * (basis.abs() > 1e-9).any(-1).sum(0) for n, basis in bases)
-        self.weights = nn.ParameterList()
-        for n, basis in bases:
-            used = (basis.abs() > 1e-9).any(-1)
-            most = torch.where(used, terms, 1).amax(1) if len(basis) else terms[:0]
-            self.weights.append(nn.Parameter(torch.randn(copies, n, len(basis)) * most.to(torch.float32).rsqrt()))
-        count = 0 if invariant is None else invariant.shape[1]
-        self.bias = nn.Parameter(torch.zeros(copies, count)) if count else None
-
-    def matrix(self) -> Tensor:
-        """[copies * d_out, sum of n * d_in]."""
-        parts = []
-        for weight, constant in zip(self.weights, self.bases, strict=True):
-            block = torch.tensordot(weight, constant(weight), dims=1)  # [copies, n, d_out, d_in]
-            parts.append(block.transpose(1, 2).flatten(2).flatten(0, 1))
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-
-    def offset(self) -> Tensor | None:
-        """[copies * d_out], or None."""
-        if self.bias is None or self.invariant is None:
-            return None
-        return (self.bias @ self.invariant(self.bias).T).flatten()
-
-    def forward(self, h: Tensor) -> Tensor:
-        return linear(h, self.matrix(), self.offset())
-
-
-class Activation(nn.Module):
-    """Pointwise nonlinearity of the function that a field stands for, sampled at points: A⁺ f(A h).
-
-    ELU spreads over all frequencies, which no grid catches: it is equivariant at the symmetries of the points alone. The
-    square of a function has at most twice its frequency, so that a quadrature projects it exactly; gating by the mean
-    of the function, z σ(z₀), keeps it from growing.
-
-    Args:
-        samples: A [P, d].
-        back: A⁺ [d, P].
-        kind: "square", or a pointwise "elu" or "relu".
-    """
-
-    def __init__(self, samples: Tensor, back: Tensor, kind: Literal["square", "elu", "relu"]) -> None:
-        super().__init__()
-        self.samples, self.back, self.kind = Constant(samples), Constant(back), kind
-        self.size = samples.shape[1]
-
-    def forward(self, h: Tensor) -> Tensor:
-        fields = h.unflatten(-1, (-1, self.size))
-        values = linear(fields, self.samples(h))
-        if self.kind != "square":
-            values = F.elu(values) if self.kind == "elu" else values.relu()
-            return linear(values, self.back(h)).flatten(-2)
-        norm = (1 + fields.square().mean(-1, keepdim=True)).rsqrt()
-        z = fields + linear(values.square(), self.back(h)) * norm
-        return (z * z[..., :1].sigmoid()).flatten(-2)  # the scalar comes first
-
-
-class FieldNorm(nn.Module):
-    """Scale a feature by the size of all its fields together, which no rotation changes."""
-
-    def __init__(self, copies: int, invariant: Tensor) -> None:
-        super().__init__()
-        self.copies, self.invariant = copies, Constant(invariant)
-        self.weight = nn.Parameter(torch.ones(copies, 1))
-        self.bias = nn.Parameter(torch.zeros(copies, invariant.shape[1]))
-
-    def forward(self, h: Tensor) -> Tensor:
-        h = h * (h.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
-        return (h.unflatten(-1, (self.copies, -1)) * self.weight + self.bias @ self.invariant(h).T).flatten(-2)
-
-
-class FieldBatchNorm(nn.Module):
-    """The original's norm: statistics over all points of a batch, one variance per field; no gradient through them."""
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, copies: int, invariant: Tensor) -> None:
-        super().__init__()
-        self.copies, self.invariant = copies, Constant(invariant)
-        self.weight = nn.Parameter(torch.ones(copies, 1))
-        self.bias = nn.Parameter(torch.zeros(copies, invariant.shape[1]))
-        self.register_buffer("running_mean", torch.zeros(copies, len(invariant)))
-        self.register_buffer("running_var", torch.ones(copies, 1))
-
-    def forward(self, h: Tensor) -> Tensor:
-        fields, invariant = h.unflatten(-1, (self.copies, -1)), self.invariant(h)
-        mean, var = self.running_mean, self.running_var
-        if self.training and len(fields) > 1:
-            rows = fields.detach().flatten(0, -3)
-            mean = rows.mean(0) @ invariant @ invariant.T
-            var = rows.var(0).mean(-1, keepdim=True)
-            self.running_mean.lerp_(mean, 0.1)
-            self.running_var.lerp_(var, 0.1)
-        scaled = (fields - mean) * (self.weight * (var + 1e-5).rsqrt())
-        return (scaled + self.bias @ invariant.T).flatten(-2)
-
-
-def make_activation(irreps: Sequence[Irrep], dimension: int, kind: Literal["square", "elu"]) -> Activation:
-    """The nonlinearity of `band(order)`; three times the order is exact for the square, more is better for ELU."""
-    order = max(f for _, f in irreps)
-    return Activation(*sample_matrices(order, dimension, (3 if kind == "square" else 8) * order), kind)
-
-
-def make_norm(kind: str, copies: int, invariant: Tensor) -> nn.Module:
-    """A norm by name."""
-    norms = {"field": FieldNorm, "batch": FieldBatchNorm}
-    return norms[kind](copies, invariant) if kind in norms else nn.Identity()
 
 
 class Kernel(nn.Module):
@@ -273,14 +150,12 @@ def make_kernel(
     n = group.dimension
     orders = [max(f for _, f in field.irreps) for field in (source, target)]
     hidden = Field(options.channels, band(1 + sum(orders), n))
-    invariant = invariants(group, hidden.irreps)
     given = [*(Field(1, (band(f, n)[f],)) for f in range(1, options.harmonics + 1)), *attributes]
     body: list[nn.Module] = []
     for _ in range(options.layers - 1):
-        bases = [(field.copies, intertwiners(group, field.irreps, hidden.irreps)) for field in given]
-        body.append(EquivariantLinear(hidden.copies, bases, invariant))
+        body.append(equivariant_linear(group, given, hidden))
         body.append(make_activation(hidden.irreps, n, options.activation))
-        body.append(make_norm(options.norm, hidden.copies, invariant))
+        body.append(make_norm(options.norm, hidden.copies, invariants(group, hidden.irreps)))
         given = [hidden]
     pair = target.irreps, source.irreps
     bases = [(field.copies, intertwiners(group, field.irreps, *pair)) for field in given]
@@ -291,33 +166,6 @@ def make_kernel(
         for weight in last.weights:
             weight.mul_(1 / math.sqrt(shape[1] * shape[3]))
     return Kernel(nn.Sequential(*body), last, shape, options.harmonics, options.width)
-
-
-class _Bias(nn.Module):
-    """A constant on the invariant entries of the output."""
-
-    def __init__(self, copies: int, invariant: Tensor) -> None:
-        super().__init__()
-        self.invariant = Constant(invariant)
-        self.weight = nn.Parameter(torch.zeros(copies, invariant.shape[1]))
-
-    def forward(self) -> Tensor:
-        return (self.weight @ self.invariant(self.weight).T).flatten()
-
-
-def neighbour_slots(edges: Edges, targets: int) -> Tensor | None:
-    """Edges of each target, side by side: [targets, D], the number of edges where a target has fewer than D.
-
-    None where D is so much larger than the mean that the empty places would cost more than they save.
-    """
-    count, order = len(edges.receivers.node), edges.receivers.order
-    degree = torch.diff(edges.receivers.offsets, append=edges.receivers.offsets.new_tensor([count]))[:targets]
-    most = int(degree.max()) if targets else 0
-    if most * targets > 4 * count + 64:
-        return None
-    place = torch.arange(most, device=order.device)
-    slots = (edges.receivers.offsets[:targets, None] + place).clamp(max=max(count - 1, 0))
-    return torch.where(place < degree[:, None], order[slots] if count else slots, count)
 
 
 class PointConv(nn.Module):
@@ -334,36 +182,29 @@ class PointConv(nn.Module):
 
     def __init__(self, kernel: Kernel, invariant: Tensor, reduce: Literal["sum", "mean"] = "sum") -> None:
         super().__init__()
-        self.kernel, self.bias, self.reduce = kernel, _Bias(kernel.shape[0], invariant), reduce
+        self.kernel, self.bias, self.reduce = kernel, FieldBias(kernel.shape[0], invariant), reduce
 
     def forward(
-        self, x: Tensor, r: Tensor, edges: Edges, attributes: Tensor | None = None, targets: int | None = None
+        self, x: Tensor, r: Tensor, edges: Edges, attributes: Tensor | None = None, slots: Slots | None = None
     ) -> Tensor:
         """Convolve.
 
         Args:
             x: [N, c_in d_in].
             r: [E, n] relative position of each edge.
-            edges: senders number the rows of x, receivers the targets.
+            edges: senders number the rows of x, receivers the M targets.
             attributes: [E, A] or None.
-            targets: number of targets M, if not N (down-sampling).
+            slots: of the edges; needed if the targets are fewer than the senders (down-sampling).
 
         Returns:
             [M, c_out d_out].
         """
-        targets = len(x) if targets is None else targets
-        features, sent = self.kernel.features(r, attributes), edges.from_senders(x)
-        slots = neighbour_slots(edges, targets)
-        if slots is None:
-            kernels = torch.einsum("pq,oqi->poi", features, self.kernel.tensor())
-            total = edges.sum((kernels @ sent[..., None]).squeeze(-1))[:targets]
-        else:
-            features, sent = (torch.cat([t, t.new_zeros(1, t.shape[1])])[slots] for t in (features, sent))
-            outer = (features.mT @ sent).flatten(1)  # [M, (Q + 1) c_in d_in]
-            total = linear(outer, self.kernel.tensor().flatten(1))
+        slots = neighbour_slots(edges, len(x)) if slots is None else slots
+        outer = sum_of_outer(self.kernel.features(r, attributes), edges.from_senders(x), slots)
+        y = linear(outer.flatten(1), self.kernel.tensor().flatten(1))
         if self.reduce == "mean":
-            total = total * edges.inverse_degree[:targets]
-        return total + self.bias()
+            y = y * edges.inverse_degree[: len(y)]
+        return y + self.bias()
 
 
 class GridConv(nn.Module):
@@ -391,8 +232,8 @@ class GridConv(nn.Module):
         dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.kernel, self.bias, self.kernel_size = kernel, _Bias(kernel.shape[0], invariant), kernel_size
-        self.window = {"stride": stride, "padding": padding, "dilation": dilation}
+        self.kernel, self.bias, self.kernel_size = kernel, FieldBias(kernel.shape[0], invariant), kernel_size
+        self.stride, self.padding, self.dilation = stride, padding, dilation
 
     def filters(self, like: Tensor, attributes: Tensor | None = None) -> Tensor:
         """The sampled kernels [1 or B, k^n, C_out, C_in]."""
@@ -407,8 +248,7 @@ class GridConv(nn.Module):
 
     def forward(self, x: Tensor, attributes: Tensor | None = None) -> Tensor:
         """Convolve x with attributes [1 or B, A]: one set for all, or one per image."""
-        filters = self.filters(x, attributes)
-        return self.convolve(x, filters)
+        return self.convolve(x, self.filters(x, attributes))
 
     def convolve(self, x: Tensor, filters: Tensor) -> Tensor:
         """Cross-correlate x with filters [1 or B, k^n, C_out, C_in]."""
@@ -416,7 +256,7 @@ class GridConv(nn.Module):
         weight = filters.movedim(1, -1).flatten(0, 1).unflatten(-1, [self.kernel_size] * n)
         conv = F.conv2d if n == 2 else F.conv3d
         folded = x.reshape(-1, groups * x.shape[1], *x.shape[2:]) if groups > 1 else x
-        y = conv(folded, weight, groups=groups, **self.window)
+        y = conv(folded, weight, None, self.stride, self.padding, self.dilation, groups)
         return y.reshape(len(x), -1, *y.shape[2:]) + self.bias().view(-1, *[1] * n)
 
 
@@ -428,6 +268,7 @@ class Block(nn.Module):
         self.convs, self.norms, self.activation = nn.ModuleList(convs), nn.ModuleList(norms), activation
 
     def forward(self, h: Tensor, *graph: object) -> Tensor:
+        """Features [R, C d] to the same; `graph` is what the convolutions take beside them."""
         y = self.activation(self.norms[0](self.convs[0](h, *graph)))
         return self.activation(self.norms[1](self.convs[1](y, *graph)) + h)
 
@@ -453,6 +294,8 @@ class ImplicitSteerableKernels(nn.Module):
         InputError: an unknown group, sizes out of range, a sample that does not fit.
     """
 
+    _order: Tensor
+
     def __init__(
         self,
         node_dim: int,
@@ -472,39 +315,23 @@ class ImplicitSteerableKernels(nn.Module):
         self.group = get_group(group, dimension) if isinstance(group, str) else group
         self.dimension, self.velocity, self.readout, self.options = self.group.dimension, velocity, readout, options
         self.edge_dim = edge_dim
-        scalar, vector, field = ((0, 0),), (band(1, self.dimension)[1],), Field(channels, band(order, self.dimension))
-        invariant = invariants(self.group, field.irreps)
-        attributes = [Field(edge_dim, scalar)] if edge_dim else []
-
-        def conv(target: Field) -> PointConv:
-            kernel = make_kernel(self.group, field, target, attributes, options)
-            return PointConv(kernel, invariants(self.group, target.irreps), options.reduce)
-
+        scalar, vector = ((0, 0),), (band(1, self.dimension)[1],)
+        field = Field(channels, band(order, self.dimension))
+        moving = [Field(1, vector)] if velocity else []
         self.embedding = Linear(node_dim, channels)
-        given = [(channels, intertwiners(self.group, scalar, field.irreps))]
-        if velocity:
-            given.append((1, intertwiners(self.group, vector, field.irreps)))
-        self.lift = EquivariantLinear(channels, given, invariant)
+        self.lift = equivariant_linear(self.group, [Field(channels, scalar), *moving], field)
         self.activation = make_activation(field.irreps, self.dimension, options.activation)
-        self.blocks = nn.ModuleList(
-            Block(
-                [conv(field), conv(field)],
-                [make_norm(options.norm, channels, invariant) for _ in range(2)],
-                make_activation(field.irreps, self.dimension, options.activation),
-            )
-            for _ in range(num_blocks)
-        )
+        self.blocks = nn.ModuleList(self._block(field) for _ in range(num_blocks))
         if readout == "graph":
             width = options.readout_dim
             norm = nn.BatchNorm1d if options.norm == "batch" else nn.LayerNorm
-            self.to_invariant = conv(Field(width, scalar))
+            self.to_invariant = self._conv(field, Field(width, scalar))
             self.decoder = nn.Sequential(
                 norm(width), nn.ELU(), Linear(width, width), norm(width), nn.ELU(), Linear(width, out_dim)
             )
         else:
             out = Field(1, vector) if readout == "position" else Field(out_dim, scalar)
-            bases = [(channels, intertwiners(self.group, field.irreps, out.irreps))]
-            self.node_out = EquivariantLinear(out.copies, bases, invariants(self.group, out.irreps))
+            self.node_out = equivariant_linear(self.group, [field, *moving], out)
         self.register_buffer("_order", torch.tensor(vector_order(self.dimension)), persistent=False)
         self._edges = EdgeCache()
 
@@ -520,23 +347,36 @@ class ImplicitSteerableKernels(nn.Module):
         attributes = sample.edge_attr.flatten(0, -2) if self.edge_dim else None
         if attributes is not None and len(attributes) != len(r):
             attributes = attributes.repeat(copies, 1)
-        h = self.embed(x, sample.vel.flatten(0, -2) if self.velocity else None)
-        graph = (r / self.options.scale, edges, attributes)
+        vel = sample.vel.flatten(0, -2)[..., self._order] if self.velocity else None
+        h = self.embed(x, vel)
+        graph = (r / self.options.scale, edges, attributes, neighbour_slots(edges, len(pos)))
         for block in self.blocks:
             h = block(h, *graph)
         if self.readout == "graph":
             return {"prediction": self._per_graph(self.to_invariant(h, *graph), sample)}
-        out = self.node_out(h).view(*sample.pos.shape[:-1], -1)
+        out = self.node_out(h if vel is None else torch.cat([h, vel], dim=-1)).view(*sample.pos.shape[:-1], -1)
         if self.readout == "node":
             return {"h": out}
-        back = self._order.argsort()
-        return {"pos": sample.pos + self.options.scale * out[..., back]}
+        return {"pos": sample.pos + out[..., self._order.argsort()]}
 
     def embed(self, x: Tensor, vel: Tensor | None = None) -> Tensor:
-        """Features [R, C d] of scalars [R, F] and velocities [R, n]."""
+        """Features [R, C d] of scalars [R, F] and velocities [R, n], these in the order of a vector irrep."""
         s = self.embedding(x)
         s = s.square() if self.options.embedding == "square" else F.silu(s)
-        return self.activation(self.lift(s if vel is None else torch.cat([s, vel[..., self._order]], dim=-1)))
+        return self.activation(self.lift(s if vel is None else torch.cat([s, vel], dim=-1)))
+
+    def _conv(self, source: Field, target: Field) -> PointConv:
+        attributes = [Field(self.edge_dim, ((0, 0),))] if self.edge_dim else []
+        kernel = make_kernel(self.group, source, target, attributes, self.options)
+        return PointConv(kernel, invariants(self.group, target.irreps), self.options.reduce)
+
+    def _block(self, field: Field) -> Block:
+        invariant = invariants(self.group, field.irreps)
+        return Block(
+            [self._conv(field, field) for _ in range(2)],
+            [make_norm(self.options.norm, field.copies, invariant) for _ in range(2)],
+            make_activation(field.irreps, self.dimension, self.options.activation),
+        )
 
     def _check(self, sample: Data) -> None:
         wanted = [("pos", self.dimension), ("x", self.embedding.in_features)]

@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -58,13 +58,13 @@ class Group:
         return self.generators.shape[1]
 
 
-@lru_cache(maxsize=None)
+@cache
 def get_group(name: str, dimension: int) -> Group:
     """A group by name.
 
     Args:
-        name: "SO(2)", "O(2)", "SO(3)", "O(3)", "C4" or any cyclic, "D4" or any dihedral group, and in three dimensions the
-            polyhedral groups "T", "Td", "Th", "O", "Oh", "I", "Ih".
+        name: "SO(2)", "O(2)", "SO(3)", "O(3)", "C4" or any cyclic, "D4" or any dihedral group, and in three dimensions
+            the polyhedral groups "T", "Td", "Th", "O", "Oh", "I", "Ih".
         dimension: n. In three dimensions SO(2), O(2), C and D act about z, and their reflections are mirrors that
             hold z: they keep up and down apart.
 
@@ -168,7 +168,7 @@ def field_matrix(irreps: Sequence[Irrep], g: Tensor) -> Tensor:
     return torch.block_diag(*(irrep_matrix(irrep, g) for irrep in irreps))
 
 
-@lru_cache(maxsize=None)
+@cache
 def couplings(group: Group, *irreps: Irrep) -> Tensor:
     """An orthonormal basis of the tensors [d_1, ..., d_m] that G leaves as they are: [K, d_1, ..., d_m], float64.
 

@@ -1,7 +1,7 @@
 """Particles in surroundings that tell up from down: springs to a plane, and charges in a field along z.
 
-The data of Zhdanov, Hoffmann, Cesa, "Implicit Convolutional Kernels for Steerable CNNs", NeurIPS 2023. Turning about z and
-mirrors that hold z remain symmetries; other rotations do not. Everything is unitless.
+The data of Zhdanov, Hoffmann, Cesa, "Implicit Convolutional Kernels for Steerable CNNs", NeurIPS 2023. Turning about z
+and mirrors that hold z remain symmetries; other rotations do not. Everything is unitless.
 """
 
 from __future__ import annotations
