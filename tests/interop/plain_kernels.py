@@ -1,7 +1,7 @@
 """Implicit steerable kernels written down plainly, to make golden records with any option.
 
-Representations are matrices of group elements, equivariant bases null spaces, kernels one dense matrix per edge; nothing
-is shared with the library.
+Representations are matrices of group elements, equivariant bases null spaces, kernels one dense matrix per
+edge; nothing is shared with the library.
 """
 
 import json
@@ -39,8 +39,8 @@ def harmonics(x):
 POINTS = torch.tensor(rng(3).normal(size=(40, 3)))
 
 
-def wigner(l, g):
-    return torch.linalg.lstsq(harmonics(POINTS)[l], harmonics(POINTS @ g.T)[l]).solution.T
+def wigner(order, g):
+    return torch.linalg.lstsq(harmonics(POINTS)[order], harmonics(POINTS @ g.T)[order]).solution.T
 
 
 def turn(angle):
@@ -101,10 +101,10 @@ def fields(group, dimension):
     }
     if group in ("SO(3)", "O(3)"):
         order = (2, 1, 3, 0)
-        found["hidden"] = Field("quotient_[2|1|3|0]", [torch.block_diag(*(wigner(l, g) for l in order)) for g in gs])
+        found["hidden"] = Field("quotient_[2|1|3|0]", [torch.block_diag(*(wigner(f, g) for f in order)) for g in gs])
         points = torch.tensor(rng(4).normal(size=(60, 3)))
         points = points / points.norm(dim=1, keepdim=True)
-        samples = torch.cat([harmonics(points)[l] for l in order], 1) / 2
+        samples = torch.cat([harmonics(points)[f] for f in order], 1) / 2
     elif group == "C2":
         found["hidden"] = Field("regular", [torch.eye(2, dtype=torch.float64).flip(0)])
         samples = None
@@ -329,7 +329,7 @@ def version_1_record(path, *, order=2, copies=(2, 3), scalars=2, layers=3):
     known, samples = fields("O(3)", 3)
     gs = elements("O(3)", 3)
     field, (c_out, c_in) = known["scalar+vector"], copies
-    stacked = [torch.block_diag(*(wigner(l, g) for l in range(order + 1))) for g in gs]
+    stacked = [torch.block_diag(*(wigner(f, g) for f in range(order + 1))) for g in gs]
     hp = Field("O(3):quotient", stacked)
     given = [(1, hp)] + ([(scalars, known["scalar"])] if scalars else [])
     edges = random_graph(8, 8, [3, 0, 5, 4, 2, 3, 3, 4])
@@ -343,24 +343,24 @@ def version_1_record(path, *, order=2, copies=(2, 3), scalars=2, layers=3):
     signs = [1, 1, -1, -1]
     polynomials = [sign * p for sign, p in zip(signs, polynomials, strict=False)]
     probe = harmonics(torch.tensor(rng(8).normal(size=(80, 3))))
-    for l in range(1, order + 1):  # as the original: from the product of the order below and the vector
+    for f in range(1, order + 1):  # as the original: from the product of the order below and the vector
         theirs = [sign * p for sign, p in zip(signs, probe, strict=False)]
-        below = torch.stack([probe[1][:, k] for k in (2, 0, 1)], 1) if l == 1 else None
-        product = below if l == 1 else torch.einsum("pa,pb->pab", theirs[l - 1], theirs[1]).flatten(1)
+        below = torch.stack([probe[1][:, k] for k in (2, 0, 1)], 1) if f == 1 else None
+        product = below if f == 1 else torch.einsum("pa,pb->pab", theirs[f - 1], theirs[1]).flatten(1)
         draw.put(
-            f"{prefix}hp.harmonics_generator.cob_{l}", torch.linalg.lstsq(product, theirs[l], driver="gelsd").solution.T
+            f"{prefix}hp.harmonics_generator.cob_{f}", torch.linalg.lstsq(product, theirs[f], driver="gelsd").solution.T
         )
     normed = []
-    for l, p in enumerate(polynomials):
-        name = f"{prefix}bn_hp.irrep_{l % 2},{l}_"
-        w = draw.put(f"{name}weight", torch.tensor([[0.7 + 0.2 * l]]).double())
-        v = draw.put(f"{name}running_var", torch.tensor([[0.5 + 0.1 * l]]).double())
-        if l == 0:
+    for f, p in enumerate(polynomials):
+        name = f"{prefix}bn_hp.irrep_{f % 2},{f}_"
+        w = draw.put(f"{name}weight", torch.tensor([[0.7 + 0.2 * f]]).double())
+        v = draw.put(f"{name}running_var", torch.tensor([[0.5 + 0.1 * f]]).double())
+        if f == 0:
             p = p - draw.put(f"{name}running_mean", torch.tensor([[0.3]]).double())
             shift = draw.put(f"{name}bias", torch.tensor([[0.2]]).double())
             draw.put(f"{name}avg", torch.ones(1, 1).double())
             draw.put(f"{name}change_of_basis", torch.ones(1, 1).double())
-        normed.append(p * w / (v + 1e-5).sqrt() + (shift if l == 0 else 0))
+        normed.append(p * w / (v + 1e-5).sqrt() + (shift if f == 0 else 0))
     network = kernel_network(draw, prefix, given, samples, known["hidden"], field, field, copies, layers, 3, norm=False)
     inner = draw.put(f"{prefix}inv_scale", torch.tensor(0.9).double())
     std = draw.put(f"{prefix}inv_std", draw.normal(1, c_out, c_in, 1, 1).exp())

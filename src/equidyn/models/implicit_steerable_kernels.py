@@ -149,7 +149,7 @@ def make_kernel(
         raise InputError("kernel network", where="options", expected="positive sizes and lengths", got=options)
     n = group.dimension
     orders = [max(f for _, f in field.irreps) for field in (source, target)]
-    hidden = Field(options.channels, band(1 + sum(orders), n))
+    hidden = Field(options.channels, band(max(sum(orders), 1), n))
     given = [*(Field(1, (band(f, n)[f],)) for f in range(1, options.harmonics + 1)), *attributes]
     body: list[nn.Module] = []
     for _ in range(options.layers - 1):
@@ -172,7 +172,7 @@ class PointConv(nn.Module):
     """y_i = Σ_j K(r_ij, a_ij) x_j + b.
 
     The kernel is linear in the features φ of its network, so that Σ_j K x_j = T · Σ_j φ_ij x_jᵀ: the sum over
-    neighbours is one product of small matrices per node, and the large map T acts once per node instead of per edge.
+    neighbours is one product of small matrices per node, and the large last map acts once per node, not per edge.
 
     Args:
         kernel: from the input to the output field.
@@ -332,6 +332,10 @@ class ImplicitSteerableKernels(nn.Module):
         else:
             out = Field(1, vector) if readout == "position" else Field(out_dim, scalar)
             self.node_out = equivariant_linear(self.group, [field, *moving], out)
+            if readout == "position":  # start close to points at rest
+                with torch.no_grad():
+                    for weight in self.node_out.weights:
+                        weight.mul_(0.01)
         self.register_buffer("_order", torch.tensor(vector_order(self.dimension)), persistent=False)
         self._edges = EdgeCache()
 

@@ -114,8 +114,8 @@ class Activation(nn.Module):
         if self.kind != "square":
             values = F.elu(values) if self.kind == "elu" else values.relu()
             return linear(values, self.back(h)).flatten(-2)
-        norm = (1 + fields.square().mean(-1, keepdim=True)).rsqrt()
-        z = fields + linear(values.square(), self.back(h)) * norm
+        norm = (1 + (fields * fields).mean(-1, keepdim=True)).rsqrt()  # products: the derivative of `square` is slower
+        z = fields + linear(values * values, self.back(h)) * norm
         return (z * z[..., :1].sigmoid()).flatten(-2)  # the scalar comes first
 
 
@@ -130,7 +130,7 @@ class FieldNorm(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Scale h [..., copies * d]."""
-        h = h * (h.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+        h = h * ((h * h).mean(-1, keepdim=True) + 1e-5).rsqrt()
         return (h.unflatten(-1, (self.copies, -1)) * self.weight + self.bias @ self.invariant(h).T).flatten(-2)
 
 
