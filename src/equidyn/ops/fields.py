@@ -36,13 +36,14 @@ class EquivariantLinear(nn.Module):
         super().__init__()
         self.bases = [Constant(basis) for _, basis in bases]
         self.invariant = None if invariant is None else Constant(invariant)
-        # How many terms add up in each entry of an output field.
-        filled = [(basis.abs() > 1e-9).any(-1) for _, basis in bases]  # [K, d_out]
-        terms = torch.stack([n * mask.sum(0) for (n, _), mask in zip(bases, filled, strict=True)]).sum(0)
+        # Started so that normal inputs give each entry of the output variance one: of basis element k, `energy` [K, d_out]
+        # is what it adds to the variance of each entry, and `total` what all elements together do.
+        energy = [basis.square().sum(-1).float() for _, basis in bases]
+        total = torch.stack([n * part.sum(0) for (n, _), part in zip(bases, energy, strict=True)]).sum(0)
         self.weights = nn.ParameterList()
-        for (n, basis), mask in zip(bases, filled, strict=True):
-            most = torch.where(mask, terms, 1).amax(1) if len(basis) else terms[:0]
-            self.weights.append(nn.Parameter(torch.randn(copies, n, len(basis)) * most.to(torch.float32).rsqrt()))
+        for (n, basis), part in zip(bases, energy, strict=True):
+            deviation = (part.sum(1) / (part @ total).clamp(min=1e-12)).sqrt()
+            self.weights.append(nn.Parameter(torch.randn(copies, n, len(basis)) * deviation))
         count = 0 if invariant is None else invariant.shape[1]
         self.bias = nn.Parameter(torch.zeros(copies, count)) if count else None
 
