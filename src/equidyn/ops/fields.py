@@ -36,8 +36,8 @@ class EquivariantLinear(nn.Module):
         super().__init__()
         self.bases = [Constant(basis) for _, basis in bases]
         self.invariant = None if invariant is None else Constant(invariant)
-        # Started so that normal inputs give each entry of the output variance one: of basis element k, `energy` [K, d_out]
-        # is what it adds to the variance of each entry, and `total` what all elements together do.
+        # Started so that normal inputs give each entry of the output variance one: `energy` [K, d_out] is what each
+        # basis element adds to the variance of each entry, and `total` what all of them together do.
         energy = [basis.square().sum(-1).float() for _, basis in bases]
         total = torch.stack([n * part.sum(0) for (n, _), part in zip(bases, energy, strict=True)]).sum(0)
         self.weights = nn.ParameterList()
