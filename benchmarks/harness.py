@@ -6,12 +6,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
 
 def side_by_side(ways: Mapping[str, Callable[[], Any]], *, repeats: int = 7, seconds: float = 0.5) -> dict[str, float]:
@@ -33,19 +35,14 @@ def side_by_side(ways: Mapping[str, Callable[[], Any]], *, repeats: int = 7, sec
     return {name: statistics.median(times) for name, times in found.items()}
 
 
-def peak_of_saved_tensors(forward: Callable[[], torch.Tensor]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, each storage once: what the peak of a step grows by."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        alive = forward()
-    del alive
-    return sum(kept.values())
+def peak_memory(step: Callable[[], Any]) -> int:
+    """Bytes that one call has allocated at its fullest moment, beyond what was there before it."""
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate(size for _, size in changes), default=0)
 
 
 def machine() -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = verb("predict", _predict, "Predict trajectories from a file of initial states.")
     predict.add_argument("run_folder", type=Path, metavar="RUN")
-    predict.add_argument("states", type=Path, help="trajectory file whose frame --frame holds the initial states")
+    predict.add_argument("states", type=Path, help="trajectory file or recording; its frame --frame is the state")
     predict.add_argument("out", type=Path, help="trajectory file to write (.npz)")
     predict.add_argument("--frame", type=int, default=0, help="frame of the initial states (default 0)")
     predict.add_argument("--times", type=float, nargs="+", help="times to predict; default: those of the training")
@@ -157,12 +157,12 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from equidyn.data.trajectories import check_writable, read_trajectories, write_trajectories
-    from equidyn.train import load_model, predict_trajectories
+    from equidyn.data.trajectories import check_writable, write_trajectories
+    from equidyn.train import load_model, predict_trajectories, read_states
 
     check_writable(options.out)
     trained = load_model(options.run_folder)
-    states = read_trajectories(options.states)
+    states = read_states(trained, options.states)
     predicted = predict_trajectories(trained, states, frame=options.frame, times=options.times)
     write_trajectories(options.out, predicted)
     print(f"{options.out}: {len(predicted)} trajectories at {len(predicted.times)} times")
@@ -198,16 +198,13 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from equidyn.models import SYSTEMS
 
-    table = Table("system", "", "symmetry", "needs", "gives", "paper")
+    width = max(map(len, SYSTEMS))
     for name, entry in SYSTEMS.items():
         paper = f"{entry.citation.year}, arXiv {entry.citation.arxiv}"
-        table.add_row(name, entry.title, entry.symmetry, ", ".join(entry.needs), ", ".join(entry.gives), paper)
-    Console().print(table)
+        print(f"{name:{width}}  {entry.title} ({paper}), {entry.symmetry}")
+        print(f"{'':{width}}  {', '.join(entry.needs)} -> {', '.join(entry.gives)}")
     return 0
 
 

@@ -45,7 +45,7 @@ def test_from_simulation_to_report(tmp_path, monkeypatch, content, capfd):
     assert result == json.loads(before)
     assert result["samples"] == 8
     assert result["f_mse"] == result["horizon_mse"][-1]
-    assert result["baselines"].keys() == {"constant", "ballistic", "linear"}
+    assert result["baselines"].keys() == {"constant", "ballistic", "translation", "linear"}
     assert max(result["symmetry"].values()) < 1e-4
     table = capfd.readouterr().out
     assert f"{result['f_mse']:.5f}" in table

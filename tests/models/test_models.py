@@ -9,7 +9,8 @@ from equidyn.core.errors import InputError
 from equidyn.models.egnn import EGNN, EGNNOptions
 from equidyn.models.egno import EGNO
 
-OURS = {"lift": "ballistic", "basis": "cosine", "num_modes": 4, "options": {"residual": True, "distance": "inverse"}}
+PAIRS = {"residual": True, "distance": "inverse", "relative_velocity": True}
+OURS = {"lift": "ballistic", "basis": "cosine", "num_modes": 4, "options": PAIRS}
 EGNO_FORMS = [{}, OURS, {"num_modes": 0}, {"options": {"fused": False}}, {"features": True, "num_modes": 3}]
 EGNN_FORMS = [
     {},
@@ -110,7 +111,7 @@ def test_published_counts_of_parameters():
 
 def test_fused_and_plain_layers_agree():
     sample = conformance.random_sample(6)
-    fused, plain = (_egno(options={"fused": f, "distance": "inverse"}).double() for f in (True, False))
+    fused, plain = (_egno(options=PAIRS | {"fused": f}).double() for f in (True, False))
     torch.testing.assert_close(fused(sample)["trajectory"], plain(sample)["trajectory"], rtol=1e-12, atol=1e-12)
 
 

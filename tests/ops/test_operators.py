@@ -78,13 +78,15 @@ def test_a_graph_without_edges_and_the_cache():
     assert cache(other, 5, torch.float32, 1) is not first
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_fused_messages_equal_the_plain_formula(shared):
+@pytest.mark.parametrize(("shared", "vectors"), [(True, 1), (False, 1), (True, 2)])
+def test_fused_messages_equal_the_plain_formula(shared, vectors):
     torch.manual_seed(0)
     edges = Edges.build(RAGGED, 5, torch.float64, copies=2)
     nodes, q = _draw(10, 12), _draw(10, 2)
     e = _draw(5, 6) if shared else None
-    weights = MessageWeights(_draw(6, 2), _draw(4, 6), _draw(4), _draw(6, 4), _draw(6), _draw(1, 6), _draw(1))
+    weights = MessageWeights(
+        _draw(6, 2), _draw(4, 6), _draw(4), _draw(6, 4), _draw(6), _draw(vectors, 6), _draw(vectors)
+    )
 
     def plain():
         receiver, sender = nodes.chunk(2, dim=1)

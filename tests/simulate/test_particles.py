@@ -138,6 +138,50 @@ def test_accurate_mode_conserves_energy_and_momentum(kind):
     assert moved > 1e-3, "nothing moved: energy was conserved for nothing"
 
 
+FIELDS = [{"uniform": 0.098}, {"magnetic": 0.5}, {"fixed": 0.1}, {"uniform": -0.3, "magnetic": 0.2, "fixed": -2.0}]
+
+
+@pytest.mark.parametrize("fields", FIELDS)
+def test_outside_fields_conserve_energy(fields):
+    system = Charged(softening=0.1, **fields)
+    made = simulate(system, 20, steps=2000, store_every=500, seed=5, accurate=True)
+    assert drift(made).energy.max() < 1e-9
+    free = simulate(Charged(softening=0.1), 20, steps=2000, store_every=500, seed=5, accurate=True)
+    assert np.abs(made.positions - free.positions).max() > 1e-3
+
+
+def test_one_charge_in_outside_fields_moves_as_it_must():
+    """Free fall, and a circle of angular frequency |q| |B| about (1, 1, 1)."""
+    start = Trajectories(
+        np.zeros((1, 1, 1, 3)),
+        np.array([[[[0.3, -0.3, 0.0]]]]),
+        np.zeros(1),
+        charges=np.full((1, 1), -1.0),
+        meta={"kind": "charged", "constants": {"uniform": 0.4}},
+    )
+    options = {"steps": 2000, "store_every": 1000}
+    fallen = continue_from(start, accurate=True, **options)
+    t = fallen.times[:, None]
+    expected = t * [0.3, -0.3, 0] + 0.2 * t**2 * [0, 0, 1.0]
+    np.testing.assert_allclose(fallen.positions[0, :, 0], expected, atol=1e-12)
+    turned = continue_from(replace(start, meta={"kind": "charged", "constants": {"magnetic": 0.5}}), **options)
+    exact = continue_from(
+        replace(start, meta={"kind": "charged", "constants": {"magnetic": 0.5}}), accurate=True, **options
+    )
+    angle, v = 0.5 * np.sqrt(3.0) * exact.times[1], np.array([0.3, -0.3, 0])
+    side = np.cross([1, 1, 1], v) / np.sqrt(3)  # q = -1: it turns to the left of v seen along B
+    np.testing.assert_allclose(exact.velocities[0, 1, 0], v * np.cos(angle) + side * np.sin(angle), atol=1e-10)
+    np.testing.assert_allclose(turned.velocities[0, 0, 0], exact.velocities[0, 1, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("accurate", [False, True])
+def test_outside_fields_act_alike_in_any_block(accurate):
+    system = Charged(**FIELDS[-1])
+    options = {"bodies": 4, "steps": 200, "store_every": 50, "seed": 3, "accurate": accurate}
+    many, alone = simulate(system, 7, workers=2, **options), simulate(system, 1, skip=5, **options)
+    assert np.array_equal(many.positions[5:6], alone.positions)
+
+
 def test_accurate_mode_follows_a_known_orbit():
     """Two unit masses on a circle of radius ½: ω² = 2 G / d³ = 2."""
     omega = np.sqrt(2.0)

@@ -29,6 +29,17 @@ def test_loss_and_errors(sample):
     assert TrajectoryTask().errors(out, sample).tolist() == [0.0, 4.0]
 
 
+def test_the_huber_loss_is_quadratic_near_zero_linear_far_out_and_knows_no_axes(sample):
+    torch.manual_seed(0)
+    error, task = torch.randn(2, 3, 2, 3, dtype=torch.float64), TrajectoryTask(huber=0.5)
+    loss = lambda error, task=task: float(task.loss({"trajectory": error}, sample)["positions"])  # noqa: E731
+    assert loss(1e-6 * error) == pytest.approx(loss(1e-6 * error, TrajectoryTask()), rel=1e-6)
+    far = 1e9 * error
+    assert loss(far) == pytest.approx(2 * 0.5 / 3 * float(far.norm(dim=-1).mean()), rel=1e-6)
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    assert loss(error @ turn) == pytest.approx(loss(error), rel=1e-12)
+
+
 def test_state_to_state_compares_the_last_time_and_a_step_the_first(sample):
     sample.trajectory[..., 1, :] = 1.0
     out = {"pos": torch.zeros(2, 3, 3)}

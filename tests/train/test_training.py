@@ -87,6 +87,7 @@ def test_a_killed_run_resumes_bit_for_bit(content, tiny_train, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert 5 <= len(rows(killed)) < 30
+    assert 4 <= last_state(killed)["epoch"] + 1 < 30  # it does not start over
     with pytest.raises(InputError, match="the folder holds a run"):
         tiny_train("runs/tiny", **EVERYTHING)
     tiny_train("runs/tiny", resume=True, **EVERYTHING)

@@ -93,7 +93,7 @@ def node_permutation(order: Tensor, edges: int) -> Action:
     new_number = torch.argsort(order)
 
     def act(name: str, value: Tensor) -> Tensor:
-        if name == "edge_index":
+        if name.endswith("_index"):
             return new_number.to(value.device)[value]
         rows = rows_of(name, value, len(order), edges)
         if rows is None or rows.of != "nodes":
@@ -144,6 +144,8 @@ def companion(sample: Data, factor: float, nodes: int, kinds: Kinds) -> Data:
             value = value * (min(factor, 1 / factor) if name == "times" else factor)
             if kind_of(name, kinds) == "position":
                 value = value + 3 * spread(value)
+        if name == "bone_index":
+            return value[:, (value < nodes).all(dim=0)]
         if rows is None:
             return value
         if rows.of == "nodes":

@@ -162,6 +162,19 @@ class NBody:
             None if file.couplings is None else tensor(file.couplings),
         )
 
+    def after(self, frames: Sequence[int]) -> list[float]:
+        """Times of frames, counted from the input state, where the file does not tell."""
+        return [(frame - self.start) * self.frame_time for frame in frames]
+
+    @staticmethod
+    def read(path: str | Path) -> Trajectories:
+        """States to predict from."""
+        return read_trajectories(path)
+
+    def sample(self, states: Trajectories, frame: int = 0) -> Data:
+        """One frame of some trajectories as the input of a trained model."""
+        return initial_states(states, frame)
+
     def start_states(self, count: int) -> Trajectories:
         """The first test samples at the input frame, with the `meta` that says which forces act; one frame each.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import equidyn.interop
 from equidyn.core.errors import InputError, unknown_name
+from equidyn.models import SYSTEMS
 
 # Relative tolerances of outputs and of gradients.
 _TOLERANCES = {torch.float64: (1e-8, 1e-7), torch.float32: (1e-4, 1e-4)}
@@ -95,6 +96,8 @@ def read_record(path: str | Path) -> Record:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         meta = json.loads(str(arrays.pop("meta")))
+        if "config" in meta:  # the name that some records use
+            meta.setdefault("constructor", meta["config"])
         meta["system"], meta["dtype"]
     except Exception as error:
         raise InputError("unreadable golden record", where=path, got=f"{type(error).__name__}: {error}") from None
@@ -115,7 +118,7 @@ def read_record(path: str | Path) -> Record:
 def replayable() -> list[str]:
     """The systems whose records can be replayed."""
     names = [module.name for module in pkgutil.iter_modules(equidyn.interop.__path__)]
-    return [name for name in names if name not in ("golden", "weights")]
+    return [name for name in names if name in SYSTEMS]
 
 
 def verify(path: str | Path) -> list[Outcome]:

@@ -46,6 +46,8 @@ class EGNNOptions:
         shift_bias: bias on the coordinate weight; with it the weight starts at the default scale instead of near zero.
         distance: squared distances q as input of the messages; or q, 1 / sqrt(q + 0.01) and 1 / (q + 0.01), for forces
             that grow towards contact (ours); or the constant 1 (`norm` of the EGNO code).
+        relative_velocity: let the messages also see r_ij . v_ij and |v_ij|^2, and shift along v_ij beside r_ij: two
+            bodies that attract each other move by combinations of these two vectors (ours).
         activation: "silu", or "tanh" with inner layers four times as wide (`flat` of the EGNO code).
         node_input: give the node update the input features x again (`node_attr` of the QM9 code).
         move: update the positions (the QM9 form does not).
@@ -61,6 +63,7 @@ class EGNNOptions:
     clamp: Clamp = "norm"
     shift_bias: bool = False
     distance: Literal["squared", "inverse", "one"] = "squared"
+    relative_velocity: bool = False
     activation: Literal["silu", "tanh"] = "silu"
     node_input: int = 0
     move: bool = True
@@ -79,13 +82,13 @@ def _length(r: Tensor) -> Tensor:
 
 
 class _ShiftNet(nn.Module):
-    """The coordinate weight phi_x: one number per message (equation 4)."""
+    """The coordinate weight phi_x: one number per message and relative vector (equation 4)."""
 
     def __init__(self, hidden_dim: int, inner: int, options: EGNNOptions) -> None:
         super().__init__()
         self.inner = Linear(hidden_dim, inner)
         self.act = _activation(options.activation)
-        self.out = Linear(inner, 1, bias=options.shift_bias)
+        self.out = Linear(inner, 2 if options.relative_velocity else 1, bias=options.shift_bias)
         if not options.shift_bias:
             nn.init.xavier_uniform_(self.out.weight, gain=0.001)
 
@@ -121,8 +124,8 @@ class EGNNLayer(nn.Module):
         inner = 4 * hidden_dim if options.activation == "tanh" else hidden_dim
         self.act = _activation(options.activation)
         # phi_e on [h_i ++ h_j ++ |r_ij|^2 ++ a_ij]; the two node parts are applied per node.
-        distances = 3 if options.distance == "inverse" else 1
-        parts = split_linear((hidden_dim, hidden_dim, distances, *([edge_dim] if edge_dim else [])), inner)
+        invariants = (3 if options.distance == "inverse" else 1) + (2 if options.relative_velocity else 0)
+        parts = split_linear((hidden_dim, hidden_dim, invariants, *([edge_dim] if edge_dim else [])), inner)
         self.from_receiver, self.from_sender, self.from_distance = parts[:3]
         self.from_edge = parts[3] if edge_dim else None
         self.message_out = Linear(inner, hidden_dim)
@@ -159,7 +162,12 @@ class EGNNLayer(nn.Module):
         """
         ends = side_by_side(h, self.from_receiver, self.from_sender)
         r = edges.from_receivers(x) - edges.from_senders(x)
-        q = self._distance(r)
+        w = (
+            edges.from_receivers(v) - edges.from_senders(v)
+            if self.options.relative_velocity and v is not None
+            else None
+        )
+        q = self._invariants(r, w)
         # One row per edge of a single copy of the graph; a lone particle has none.
         shared = (
             self.from_edge(edge_attr)
@@ -172,7 +180,7 @@ class EGNNLayer(nn.Module):
         else:
             total, g = self._messages(ends, q, shared, edges)
         if g is not None:
-            x = x + self._shift(r, g, edges)
+            x = x + self._shift(r, w, g, edges)
         if self.velocity and v is not None:
             x = x + self.velocity_out(self.act(self.velocity_in(h))) * v
         if not self.update_features:
@@ -183,13 +191,18 @@ class EGNNLayer(nn.Module):
         update = self.node_out(self.act(a))
         return (h + update if self.options.residual else update), x, v
 
-    def _distance(self, r: Tensor) -> Tensor:
-        """What the messages see of the relative vectors r [E, n]: [E, D]."""
+    def _invariants(self, r: Tensor, w: Tensor | None) -> Tensor:
+        """What the messages see of relative positions r and velocities w [E, n]: [E, D]."""
         q = r.square().sum(-1, keepdim=True)
+        seen = [q]
         if self.options.distance == "inverse":
             near = 1 / (q + 0.01)
-            return torch.cat([q, near.sqrt(), near], dim=-1)
-        return (q / q.clamp(min=1e-12)).detach() if self.options.distance == "one" else q
+            seen = [q, near.sqrt(), near]
+        elif self.options.distance == "one":
+            seen = [(q / q.clamp(min=1e-12)).detach()]
+        if w is not None:
+            seen += [(r * w).sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)]
+        return torch.cat(seen, dim=-1)
 
     def _messages(self, ends: Tensor, q: Tensor, shared: Tensor | None, edges: Edges) -> tuple[Tensor, Tensor | None]:
         """Sum of the messages m_ij at each node (equation 3) and their coordinate weights phi_x(m_ij)."""
@@ -210,13 +223,14 @@ class EGNNLayer(nn.Module):
             distance, second.weight, second.bias, third.weight, third.bias, fourth.weight, fourth.bias
         )
 
-    def _shift(self, r: Tensor, g: Tensor, edges: Edges) -> Tensor:
-        """C sum_j r_ij phi_x(m_ij) (equation 4)."""
+    def _shift(self, r: Tensor, w: Tensor | None, g: Tensor, edges: Edges) -> Tensor:
+        """C sum_j r_ij phi_x(m_ij) (equation 4), and w_ij beside r_ij where it is given."""
         if self.options.normalize == "unit":
             r = r / (_length(r).detach() + 1e-8)
         elif self.options.normalize == "plus_one":
             r = r / (_length(r) + 1)
-        t = r * (g.tanh() if self.options.bounded else g)
+        g = g.tanh() if self.options.bounded else g
+        t = r * g[:, :1] if w is None else r * g[:, :1] + w * g[:, 1:]
         if self.options.clamp == "message_component":
             t = t.clamp(-100, 100)
         f = edges.mean(t) if self.options.reduce == "mean" else edges.sum(t)

@@ -6,9 +6,9 @@ Modeling 3D Dynamics", ICML 2024, arXiv 2401.11037.
 Symmetry: rotations, reflections, translations and permutations of the nodes.
 
 Reads `pos [N, 3]`, `vel [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `edge_attr [E, A]`, `batch [N]` and
-`times [1, P]` (in the unit in which `vel` counts time); node and edge fields may carry a leading batch axis beside one
-shared `edge_index`. Gives `trajectory [N, P, 3]` and `trajectory_vel [N, P, 3]` at those times, in the units of `pos`
-and `vel`, and on request the features `h [N, P, H]`.
+`times [1, P]` (in the unit in which `vel` counts time), and if told to `gravity [1, 3]`; node and edge fields may carry
+a leading batch axis beside one shared `edge_index`. Gives `trajectory [N, P, 3]` and `trajectory_vel [N, P, 3]` at
+those times, in the units of `pos` and `vel`, and on request the features `h [N, P, H]`.
 
 The network alternates two operators on functions of time: a temporal convolution of each node's own trajectory, and a
 spatial layer (any backbone) that lets the nodes interact, separately at each time. Both are equivariant, so their
@@ -17,8 +17,9 @@ composition is.
 Differences from the original: time points are physical times and any of them inside the window can be asked for (the
 convolution integrates over the anchor times alone, so an answer does not depend on what else is asked); the graph is
 not copied in memory per time point beyond its indices; float64 works; a prediction does not depend on the rest of the
-batch. Ours, and off by default: `lift="ballistic"` starts from x + v t instead of from x at every time, and
-`basis="cosine"` does not take the trajectory for a periodic one.
+batch. Ours, and off by default: `lift="ballistic"` starts from x + v t instead of from x at every time,
+`basis="cosine"` does not take the trajectory for a periodic one, and `gravity=True` lets the nodes see and move along a
+direction of the world that turns with it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 from torch_geometric.data import Data
 
 from equidyn.core.catalogue import BACKBONES, Citation, Entry
@@ -39,7 +41,7 @@ from equidyn.ops.temporal import Basis, TemporalConv, leaky_relu
 from equidyn.ops.time import sinusoidal_embedding
 
 PAPER_LAYER = {"residual": False, "shift_bias": True}
-"""Options of the EGNN backbone as the EGNO paper uses it."""
+"""Options of the EGNN backbone as the EGNO paper uses it; other backbones have their own defaults."""
 
 
 class _Rows:
@@ -71,9 +73,34 @@ class _Rows:
         count = torch.bincount(self.graph).clamp(min=1).to(self.pos)[:, None]
         return (self.pos.new_zeros(len(count), 3).index_add(0, self.graph, self.pos) / count)[self.graph]
 
+    def gravity(self, sample: Data) -> Tensor:
+        """Direction of gravity for each row [R, 3]."""
+        gravity = sample.get("gravity")
+        if gravity is None:
+            raise InputError("no gravity", where="field gravity", expected="[1, 3]", got="none")
+        return self.of_graphs(gravity.view(-1, 3).to(self.pos)).T
+
     def unflatten(self, value: Tensor) -> Tensor:
         """[P, R, C] to [N, P, C] or [B, N, P, C]."""
         return value.unflatten(1, self.shape).movedim(0, -2)
+
+
+class _Gravity(nn.Module):
+    """Nodes see how far they lie along gravity g from the centre and how fast they fall, and move along it (ours).
+
+    h <- h + W [(x - c) . g, v . g],    x <- x + phi_g(h) g
+    """
+
+    def __init__(self, hidden_dim: int) -> None:
+        super().__init__()
+        self.see = Linear(2, hidden_dim, bias=False)
+        self.inner, self.out = Linear(hidden_dim, hidden_dim), Linear(hidden_dim, 1, bias=False)
+        nn.init.xavier_uniform_(self.out.weight, gain=0.001)
+
+    def forward(self, h: Tensor, x: Tensor, v: Tensor, centre: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        along = torch.stack([((x - centre) * g).sum(-1), (v * g).sum(-1)], dim=-1)
+        h = h + self.see(along)
+        return h, x + self.out(silu(self.inner(h))) * g
 
 
 class EGNO(nn.Module):
@@ -88,10 +115,11 @@ class EGNO(nn.Module):
             last one closes the window.
         num_modes: M of the temporal convolutions; 0 leaves them out (EGNN-S: time slices do not see each other).
         backbone: name of the spatial layer, see `equidyn.core.catalogue.BACKBONES`.
-        options: options of the backbone; None for the paper's.
+        options: options of the backbone; None for the paper's (EGNN) or the backbone's own defaults.
         basis: of the temporal convolutions.
         lift: trajectory that the first layer starts from, "constant" x or "ballistic" x + v t.
         time_dim: width of the time embedding, at least 4.
+        gravity: read `gravity`.
         features: also return `h`; without, the last layer computes none.
 
     Raises:
@@ -112,6 +140,7 @@ class EGNO(nn.Module):
         basis: Basis = "fourier",
         lift: Literal["constant", "ballistic"] = "constant",
         time_dim: int = 32,
+        gravity: bool = False,
         features: bool = False,
     ) -> None:
         super().__init__()
@@ -129,8 +158,10 @@ class EGNO(nn.Module):
         )
         # Positions and velocities are two channels of vectors, mixed over time as the scalars are (equation 8).
         self.motion_convs = nn.ModuleList(TemporalConv(2, len(times), num_modes, basis=basis) for _ in convolve)
+        self.gravity = nn.ModuleList(_Gravity(hidden_dim) for _ in range(num_layers if gravity else 0))
         layer = BACKBONES[backbone]
-        layer_options = layer.Options(**(PAPER_LAYER if options is None else options))
+        paper = PAPER_LAYER if backbone == "egnn" else {}
+        layer_options = layer.Options(**(paper if options is None else options))
         self.layers = nn.ModuleList(
             layer(hidden_dim, edge_dim, update_features=features or number < num_layers - 1, options=layer_options)
             for number in range(num_layers)
@@ -144,7 +175,8 @@ class EGNO(nn.Module):
             InputError: `x` of another width, or times outside the window.
         """
         rows, edges, times = self._prepare(sample)
-        x, v, h = self._evolve(rows, edges, times)
+        g = rows.gravity(sample) if len(self.gravity) else None
+        x, v, h = self._evolve(rows, edges, times, g)
         out = {"trajectory": rows.unflatten(x), "trajectory_vel": rows.unflatten(v)}
         return out | {"h": rows.unflatten(h)} if self.features else out
 
@@ -189,7 +221,9 @@ class EGNO(nn.Module):
         out = self.layers[number](*flat, edges, rows.edge_attr)
         return tuple(t.view(*x.shape[:2], -1) for t in out)
 
-    def _evolve(self, rows: _Rows, edges: Edges, times: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _evolve(
+        self, rows: _Rows, edges: Edges, times: Tensor | None, g: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x, v, h at the model's times, or at the requested ones, [P, R, C] each (equations 5 to 8)."""
         own = len(self.times)
         points = torch.arange(own, dtype=torch.float64, device=rows.pos.device)[:, None]
@@ -209,6 +243,8 @@ class EGNO(nn.Module):
                 z = torch.stack([x - centre, v], dim=1).movedim(1, -1)  # channels last, apart in memory
                 z = z + self.motion_convs[number](z[:own], asked)
                 x, v = z[..., 0] + centre, z[..., 1]
+            if g is not None:
+                h, x = self.gravity[number](h, x, v, centre, g)
             h, x, v = self._layer(number, h, x, v, edges, rows)
         keep = slice(None) if times is None else slice(own, None)
         return x[keep], v[keep], h[keep]

@@ -65,6 +65,19 @@ class _Collect(torch.autograd.Function):
         return send(grad, Ends(*ctx.saved_tensors)), None, None, None
 
 
+class _SendBoth(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, edges: Edges) -> Tensor:
+        ctx.edges = edges
+        pairs = edges.pairs
+        begin = torch.arange(0, len(pairs), 2, device=pairs.device)
+        return torch.ops.aten._embedding_bag_forward_only(h.reshape(2 * len(h), -1), pairs, begin)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return torch.stack([collect(grad, ctx.edges.receivers), collect(grad, ctx.edges.senders)], dim=1), None
+
+
 def send(h: Tensor, ends: Ends) -> Tensor:
     """The row of h [N, C] that belongs to one end of each edge: [E, C]."""
     return _Send.apply(h, *ends)
@@ -120,6 +133,10 @@ class Edges:
     def from_senders(self, h: Tensor) -> Tensor:
         """h_j for every edge (i, j): [N, C] to [E, C]."""
         return send(h, self.senders)
+
+    def from_both(self, h: Tensor) -> Tensor:
+        """h_i0 + h_j1 for every edge (i, j), in one pass: [N, 2, C] to [E, C]."""
+        return _SendBoth.apply(h, self)
 
     def sum(self, m: Tensor) -> Tensor:
         """Sum of the messages that arrive at each node: [E, C] to [N, C]."""

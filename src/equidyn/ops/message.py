@@ -2,8 +2,10 @@
 
     a_ij = r_i + s_j + W q_ij + e_ij        (the first map on [h_i ++ h_j ++ q_ij ++ e_ij], its parts applied apart)
     m_ij = silu(W2 silu(a_ij) + b2)         (message)
-    g_ij = w4 . silu(W3 m_ij + b3) + b4     (weight of the relative vector)
+    g_ij = W4 silu(W3 m_ij + b3) + b4       (weights of the relative vector, or of several)
     M_i  = sum_j m_ij
+
+ClofNet has one map more before the message, p_ij = W1 silu(a_ij) + b1, in the place of a_ij in the second line.
 
 Written as plain PyTorch this is a dozen passes over [E, H] arrays, each kept for the backward pass. Here the first map
 is one gathering pass, what can be is done in place, and only a, W2 silu(a) + b2 and W3 m + b3 are kept: about a third
@@ -26,7 +28,7 @@ _silu_backward = torch.ops.aten.silu_backward
 
 
 class MessageWeights(NamedTuple):
-    """Parameters: W [H', D], W2 [H, H'], b2 [H], W3 [H', H], b3 [H'], w4 [1, H'], b4 [1] or None."""
+    """Parameters: W [H', D], W2 [H, H'], b2 [H], W3 [H', H], b3 [H'], W4 [K, H'], b4 [K], W1 [H', H'], b1 [H']."""
 
     distance: Tensor
     weight2: Tensor
@@ -34,7 +36,9 @@ class MessageWeights(NamedTuple):
     weight3: Tensor
     bias3: Tensor
     weight4: Tensor
-    bias4: Tensor | None
+    bias4: Tensor | None = None
+    weight1: Tensor | None = None
+    bias1: Tensor | None = None
 
 
 class _Message(torch.autograd.Function):
@@ -44,37 +48,49 @@ class _Message(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         w = MessageWeights(*weights)
         a = _first_map(nodes, q, shared, w.distance, edges)
-        b = linear(F.silu(a), w.weight2, w.bias2)
+        p = a if w.weight1 is None else linear(F.silu(a), w.weight1, w.bias1)
+        b = linear(F.silu(p), w.weight2, w.bias2)
         m = F.silu(b)
         c = linear(m, w.weight3, w.bias3)
         g = linear(F.silu(c), w.weight4, w.bias4)
-        ctx.save_for_backward(q, a, b, c, *weights)
+        ctx.save_for_backward(q, a, p, b, c, *weights)
         ctx.edges, ctx.shared_rows = edges, None if shared is None else len(shared)
         return edges.sum(m), g
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sum: Tensor, grad_g: Tensor) -> tuple[Tensor | None, ...]:
-        q, a, b, c, *weights = ctx.saved_tensors
+        q, a, p, b, c, *weights = ctx.saved_tensors
         w, edges = MessageWeights(*weights), ctx.edges
-        # g = w4 . silu(c) + b4
+        # g = W4 silu(c) + b4
         grad_w4 = grad_g.T @ F.silu(c)
-        grad_c = _silu_backward(grad_g * w.weight4, c)
+        grad_c = _silu_backward(_few_columns(grad_g, w.weight4), c)
         # c = W3 m + b3, and m also entered the sum
         grad_w3, grad_b3 = weight_gradient(grad_c, F.silu(b)), grad_c.sum(0)
         grad_m = linear(grad_c, w.weight3.T).add_(grad_sum.index_select(0, edges.receivers.node))
         grad_b = _silu_backward.grad_input(grad_m, b, grad_input=grad_m)
-        # b = W2 silu(a) + b2
-        grad_w2, grad_b2 = weight_gradient(grad_b, F.silu(a)), grad_b.sum(0)
-        grad_a = linear(grad_b, w.weight2.T)
-        grad_a = _silu_backward.grad_input(grad_a, a, grad_input=grad_a)
+        # b = W2 silu(p) + b2
+        grad_w2, grad_b2 = weight_gradient(grad_b, F.silu(p)), grad_b.sum(0)
+        grad_p = linear(grad_b, w.weight2.T)
+        grad_a = _silu_backward.grad_input(grad_p, p, grad_input=grad_p)
+        grad_w1 = grad_b1 = None
+        if w.weight1 is not None:  # p = W1 silu(a) + b1
+            grad_w1, grad_b1 = weight_gradient(grad_a, F.silu(a)), grad_a.sum(0)
+            grad_a = linear(grad_a, w.weight1.T)
+            grad_a = _silu_backward.grad_input(grad_a, a, grad_input=grad_a)
         # a = r_i + s_j + W q + e
         grad_nodes = torch.cat([collect(grad_a, end) for end in (edges.receivers, edges.senders)], dim=1)
         grad_q, grad_distance = linear(grad_a, w.distance.T), grad_a.T @ q
         grad_shared = None if ctx.shared_rows is None else grad_a.view(-1, ctx.shared_rows, a.shape[1]).sum(0)
         grad_b4 = None if w.bias4 is None else grad_g.sum(0)
-        by_weight = (grad_distance, grad_w2, grad_b2, grad_w3, grad_b3, grad_w4, grad_b4)
+        by_weight = (grad_distance, grad_w2, grad_b2, grad_w3, grad_b3, grad_w4, grad_b4, grad_w1, grad_b1)
         return grad_nodes, grad_q, grad_shared, None, *by_weight
+
+
+def _few_columns(x: Tensor, weight: Tensor) -> Tensor:
+    """x [E, K] @ weight [K, H'] for a small K, by multiplications, which the compiler fuses with what follows."""
+    terms = [column * row for column, row in zip(x.unsqueeze(-1).unbind(1), weight, strict=True)]
+    return sum(terms[1:], terms[0])
 
 
 def _first_map(nodes: Tensor, q: Tensor, shared: Tensor | None, distance: Tensor, edges: Edges) -> Tensor:
@@ -82,16 +98,34 @@ def _first_map(nodes: Tensor, q: Tensor, shared: Tensor | None, distance: Tensor
     if torch.compiler.is_compiling():  # all in one pass
         receiver, sender = nodes.chunk(2, dim=1)
         a = receiver.index_select(0, edges.receivers.node) + sender.index_select(0, edges.senders.node)
-        for scalar, column in zip(q.split(1, dim=1), distance.T, strict=True):
-            a = a + scalar * column
+        if q.shape[1] >= 8:
+            a = a + linear(q, distance)
+        else:
+            for scalar, column in zip(q.split(1, dim=1), distance.T, strict=True):
+                a = a + scalar * column
         return a if shared is None else (a.view(-1, *shared.shape) + shared).view(a.shape)
     pairs = nodes.reshape(2 * len(nodes), -1)
     begin = torch.arange(0, 2 * len(q), 2, device=q.device)
     a = torch.embedding_bag(pairs, edges.pairs, begin, mode=0)[0]
-    a.addmm_(q, distance.T)
+    if q.shape[1] >= 8:
+        a.add_(linear(q, distance))
+    else:
+        a.addmm_(q, distance.T)
     if shared is not None:
         a.view(-1, *shared.shape).add_(shared)
     return a
+
+
+def _without_gradient(
+    nodes: Tensor, q: Tensor, shared: Tensor | None, edges: Edges, w: MessageWeights
+) -> tuple[Tensor, Tensor]:
+    """The same numbers; each array is let go as soon as the next one is there, which spares the allocator."""
+    m = F.silu(_first_map(nodes, q, shared, w.distance, edges), inplace=True)
+    if w.weight1 is not None:
+        m = F.silu(linear(m, w.weight1, w.bias1), inplace=True)
+    m = F.silu(linear(m, w.weight2, w.bias2), inplace=True)
+    g = linear(F.silu(linear(m, w.weight3, w.bias3), inplace=True), w.weight4, w.bias4)
+    return edges.sum(m), g
 
 
 def fused_messages(
@@ -101,16 +135,18 @@ def fused_messages(
 
     Args:
         nodes: [N, 2 H'] receiver parts r_i and sender parts s_i, side by side.
-        q: [E, D] scalars of each edge that change from copy to copy: functions of the distance.
+        q: [E, D] scalars of each edge that change from copy to copy: functions of the distance, features of the edge.
         shared: [E', H'] e_ij, of the first of the copies that make up E; or None.
         edges: of the N nodes.
         weights: the parameters.
 
     Returns:
-        M [N, H] and g [E, 1]. They can be differentiated once.
+        M [N, H] and g [E, K]. They can be differentiated once.
     """
     device = nodes.device.type
     if not torch.is_autocast_enabled(device):
+        if not torch.is_grad_enabled():
+            return _without_gradient(nodes, q, shared, edges, weights)
         return _Message.apply(nodes, q, shared, edges, *weights)
     dtype = torch.get_autocast_dtype(device)  # the hand-written derivatives take one dtype
     nodes, q = nodes.to(dtype), q.to(dtype)

@@ -99,6 +99,7 @@ class Predictions:
     true: Floats  # [S, Q, N, 3]
     charge: Floats | None  # [S, N]
     bonds: NDArray[np.int64] | None  # [E, 2]
+    up: Floats | None = None  # [3]; the third axis where the data do not tell
 
 
 @dataclass(frozen=True)
@@ -343,6 +344,7 @@ def _checked(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
         true=take("true", trajectory),
         charge=take("charge", (samples, particles)) if "charge" in arrays else None,
         bonds=_bonds(arrays["bonds"], particles, path) if "bonds" in arrays else None,
+        up=take("up", (3,)) if "up" in arrays else None,
     )
 
 

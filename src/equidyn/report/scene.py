@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ def scene_data(runs: Sequence[Run]) -> dict[str, object]:
 
 
 def _run_entry(run: Run, style: int, paths: dict[str, int]) -> dict[str, object]:
-    given = run.predictions
+    given = _upright(run.predictions)
     return {
         "name": run.name,
         "style": style,
@@ -33,6 +34,18 @@ def _run_entry(run: Run, style: int, paths: dict[str, int]) -> dict[str, object]
         "bonds": None if given.bonds is None else given.bonds.tolist(),
         "samples": [_sample_entry(given, k, paths) for k in range(len(given.initial))],
     }
+
+
+def _upright(given: Predictions) -> Predictions:
+    """The same turned so that `up` is the third axis, which the camera takes for it."""
+    if given.up is None or not np.linalg.norm(given.up) > 0:
+        return given
+    up = given.up / np.linalg.norm(given.up)
+    across = np.cross(up, np.eye(3)[np.argmin(np.abs(up))])
+    across /= np.linalg.norm(across)
+    axes = np.stack([across, np.cross(up, across), up])  # rows: the new axes
+    turned = {name: getattr(given, name) @ axes.T for name in ("initial", "initial_vel", "predicted", "true")}
+    return replace(given, **turned)
 
 
 def frame_times(given: Predictions) -> Floats:

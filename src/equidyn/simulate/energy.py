@@ -71,7 +71,8 @@ def kinetic_energy(trajectories: Trajectories) -> Array:
 
 
 def potential_energy(trajectories: Trajectories) -> Array:
-    """Sum over pairs at each frame, [S, F]: q_i q_j / r, k s_ij r² / 2 or -G m_i m_j / r, r² softened as the force is.
+    """Sum over pairs at each frame, [S, F]: q_i q_j / r, k s_ij r² / 2 or -G m_i m_j / r, r² softened as the force is,
+    and the energy in outside fields, where such act.
 
     The official integrator's clamp is not part of it.
 
@@ -92,6 +93,9 @@ def potential_energy(trajectories: Trajectories) -> Array:
             total += (coupling / np.sqrt(square + system.law.softening**2)).sum(0)
         else:
             total -= 0.5 * (coupling * square).sum(0)
+    if system.law.external is not None:
+        positions = np.asarray(trajectories.positions, dtype=np.float64)
+        total += system.law.external.potential(positions, state["charges"][:, None]).sum(-1)
     return total
 
 

@@ -38,11 +38,14 @@ class PairForces:
         coupling: [pairs, B], pairs in the order of `pair_indices`.
         masses: [N, B], or None for unit masses.
         bodies: N.
+        charges: [N, B]; external forces need them.
     """
 
-    def __init__(self, law: PairLaw, coupling: Array, masses: Array | None, bodies: int) -> None:
+    def __init__(
+        self, law: PairLaw, coupling: Array, masses: Array | None, bodies: int, charges: Array | None = None
+    ) -> None:
         pairs, lanes = coupling.shape
-        self.law, self.coupling, self.masses = law, coupling, masses
+        self.law, self.coupling, self.masses, self.charges = law, coupling, masses, charges
         self._difference = np.empty((3, pairs, lanes))
         self._product = np.empty((3, pairs, lanes))
         self._square = np.empty((pairs, lanes))
@@ -56,8 +59,8 @@ class PairForces:
             for gap, end in enumerate(ends, start=1)
         ]
 
-    def __call__(self, x: Array, out: Array) -> Array:
-        """Accelerations at positions x [3, N, B], written to `out` [3, N, B]."""
+    def __call__(self, x: Array, v: Array, out: Array) -> Array:
+        """Accelerations at positions x and velocities v [3, N, B], written to `out` [3, N, B]."""
         difference, force = self._difference, self._product
         for i, j, pairs in self._gaps:
             np.subtract(x[:, i], x[:, j], out=difference[:, pairs])
@@ -67,6 +70,8 @@ class PairForces:
         for i, j, pairs in self._gaps:
             np.add(out[:, i], force[:, pairs], out=out[:, i])
             np.subtract(out[:, j], force[:, pairs], out=out[:, j])
+        if self.law.external is not None and self.charges is not None:
+            self.law.external.add(x, v, self.charges, out)
         if np.isfinite(self.law.clamp):
             np.clip(out, -self.law.clamp, self.law.clamp, out=out)
         if self.masses is not None:
@@ -129,20 +134,20 @@ def kick_drift(
     """
     a = np.empty_like(x)
     drift = np.empty_like(x)
-    np.add(v, np.multiply(forces(x, a), dt, out=a), out=v)
+    np.add(v, np.multiply(forces(x, v, a), dt, out=a), out=v)
     for step in range(1, steps):
         np.add(x, np.multiply(v, dt, out=drift), out=x)
         if step % store_every == 0:
             frames[:, step // store_every - 1] = x, v
             advance(x.shape[-1])
-        np.add(v, np.multiply(forces(x, a), dt, out=a), out=v)
+        np.add(v, np.multiply(forces(x, v, a), dt, out=a), out=v)
 
 
 def velocity_verlet(
     forces: PairForces, x: Array, v: Array, steps: int, dt: float, store_every: int, frames: Array, advance: Advance
 ) -> None:
     """Kick-drift-kick; frame f is the state at step f · store_every, the initial state first. Arguments as above."""
-    a = forces(x, np.empty_like(x))
+    a = forces(x, v, np.empty_like(x))
     change = np.empty_like(x)
     for step in range(steps):
         if step % store_every == 0:
@@ -150,7 +155,7 @@ def velocity_verlet(
             advance(x.shape[-1])
         np.add(v, np.multiply(a, dt / 2, out=change), out=v)
         np.add(x, np.multiply(v, dt, out=change), out=x)
-        forces(x, a)
+        forces(x, v, a)
         np.add(v, np.multiply(a, dt / 2, out=change), out=v)
 
 
@@ -167,13 +172,22 @@ class AccurateBlock:
         state: positions and velocities [2, 3, N, B] at the first time.
         times: [F], the first at which a frame is stored is times[0].
         first: number of the block's first trajectory, for error messages.
+        charges: [N, B], or None.
     """
 
     def __init__(
-        self, law: PairLaw, coupling: Array, masses: Array | None, state: Array, times: Array, first: int
+        self,
+        law: PairLaw,
+        coupling: Array,
+        masses: Array | None,
+        state: Array,
+        times: Array,
+        first: int,
+        charges: Array | None = None,
     ) -> None:
         self.law = replace(law, clamp=np.inf, expanded=False)
         self.coupling, self.masses, self.times, self.first = coupling, masses, times, first
+        self.charges = charges
         lanes = state.shape[-1]
         self.lane = np.arange(lanes)  # which trajectory of the block each column of `y` is
         self.y = state
@@ -209,19 +223,21 @@ class AccurateBlock:
         self.coupling = np.ascontiguousarray(self.coupling[:, running])
         if self.masses is not None:
             self.masses = np.ascontiguousarray(self.masses[:, running])
+        if self.charges is not None:
+            self.charges = np.ascontiguousarray(self.charges[:, running])
         self.lane, self.t = self.lane[running], self.t[running]
         self.h, self.next_frame = self.h[running], self.next_frame[running]
         self._allocate()
 
     def _allocate(self) -> None:
-        self.forces = PairForces(self.law, self.coupling, self.masses, self.y.shape[2])
+        self.forces = PairForces(self.law, self.coupling, self.masses, self.y.shape[2], self.charges)
         self.slopes = np.empty((len(DOP853.B) + 1, *self.y.shape))
         self.scratch = np.empty_like(self.y)
         self._slope(self.y, 0)
 
     def _slope(self, y: Array, stage: int) -> None:
         self.slopes[stage, 0] = y[1]
-        self.forces(y[0], self.slopes[stage, 1])
+        self.forces(y[0], y[1], self.slopes[stage, 1])
 
     def _step(self) -> None:
         """Try one step of every trajectory; those whose error is small enough move."""

@@ -201,6 +201,8 @@ class _Block:
     """Positions and velocities, [2, 3, N, B]."""
     coupling: Array
     masses: Array | None
+    charges: Array | None
+    """[N, B], where forces from outside act on them."""
 
 
 def _draw(plan: _Plan, num: int, bodies: int, seed: int, skip: int) -> Trajectories:
@@ -240,10 +242,11 @@ def _run_block(block: _Block, out: Array, advance: Advance) -> None:
     # Bodies at one place divide by zero; the frames are checked at the end.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if plan.accurate:
-            AccurateBlock(law, block.coupling, block.masses, state, times, block.first).run(frames, advance)
+            motion = AccurateBlock(law, block.coupling, block.masses, state, times, block.first, block.charges)
+            motion.run(frames, advance)
         else:
             step = velocity_verlet if plan.system.official == "velocity Verlet" else kick_drift
-            forces = PairForces(law, block.coupling, block.masses, state.shape[2])
+            forces = PairForces(law, block.coupling, block.masses, state.shape[2], block.charges)
             x, v = state
             step(forces, x, v, plan.steps, plan.dt, plan.store_every, frames, advance)
     out[:, block.first : block.first + state.shape[-1]] = frames.transpose(0, 4, 1, 3, 2)
@@ -261,6 +264,9 @@ def _cut(initial: Trajectories, plan: _Plan, workers: int) -> list[_Block]:
     masses = None
     if initial.masses is not None and (initial.masses != 1).any():  # unit masses need no division
         masses = initial.masses.astype(np.float64)
+    charges = None
+    if initial.charges is not None and plan.system.law.external is not None:
+        charges = initial.charges.astype(np.float64)
     state = np.stack([initial.positions[:, 0], initial.velocities[:, 0]]).astype(np.float64)
     return [
         _Block(
@@ -268,7 +274,7 @@ def _cut(initial: Trajectories, plan: _Plan, workers: int) -> list[_Block]:
             int(start),
             np.ascontiguousarray(state[:, start:end].transpose(0, 3, 2, 1)),
             np.ascontiguousarray(coupling[start:end].T),
-            None if masses is None else np.ascontiguousarray(masses[start:end].T),
+            *(None if a is None else np.ascontiguousarray(a[start:end].T) for a in (masses, charges)),
         )
         for start, end in pairwise(edges)
     ]

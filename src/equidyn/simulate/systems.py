@@ -19,6 +19,40 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class ExternalForces:
+    """Forces on each body from outside; they break rotation symmetry. The data of ClofNet (Du et al., ICML 2022).
+
+    Attributes:
+        uniform: force along z on every body, whatever its charge.
+        magnetic: each component of a magnetic field B, the same everywhere; the force is q v × B.
+        fixed: charge at rest at (10, 10, 10).
+    """
+
+    uniform: float = 0.0
+    magnetic: float = 0.0
+    fixed: float = 0.0
+
+    def add(self, x: Array, v: Array, charges: Array, force: Array) -> None:
+        """Add the forces at positions x and velocities v to `force`, all [3, N, B]; charges [N, B]."""
+        if self.uniform:
+            force[2] += self.uniform
+        if self.magnetic:
+            q = self.magnetic * charges
+            force[0] += q * (v[1] - v[2])
+            force[1] += q * (v[2] - v[0])
+            force[2] += q * (v[0] - v[1])
+        if self.fixed:
+            r = x - 10.0
+            square = r[0] * r[0] + r[1] * r[1] + r[2] * r[2]
+            force += (self.fixed * charges) * r / (square * np.sqrt(square))
+
+    def potential(self, x: Array, charges: Array) -> Array:
+        """Potential energy of the bodies at x [..., 3] with the given charges [...]; a magnetic field does no work."""
+        distance = np.linalg.norm(x - 10.0, axis=-1)
+        return -self.uniform * x[..., 2] + self.fixed * charges / distance
+
+
+@dataclass(frozen=True)
 class PairLaw:
     """How the weight w of a pair force F = w (x_i - x_j) follows from the pair's coupling c.
 
@@ -27,12 +61,14 @@ class PairLaw:
         softening: length ε that keeps close encounters finite.
         clamp: limit on each Cartesian component of a body's total force.
         expanded: r² = a² + b² - 2ab instead of Σ (a - b)²: less exact, but the order of the official charged data.
+        external: forces beside those of the pairs.
     """
 
     inverse_square: bool
     softening: float = 0.0
     clamp: float = math.inf
     expanded: bool = False
+    external: ExternalForces | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +118,9 @@ class Charged(System):
         clamp: limit on each component of a force under the official integrator; unused by the accurate one.
         box: bodies that start beyond ±box are reflected into it once; None for no box.
         speed: initial speed of each body.
+        uniform: force along z on every body.
+        magnetic: each component of a magnetic field.
+        fixed: charge at rest at (10, 10, 10). These three are the fields of ClofNet's data.
     """
 
     strength: float = 1.0
@@ -89,6 +128,9 @@ class Charged(System):
     clamp: float = 100.0
     box: float | None = 5.0
     speed: float = 0.5
+    uniform: float = 0.0
+    magnetic: float = 0.0
+    fixed: float = 0.0
     kind: ClassVar[str] = "charged"
     official: ClassVar[str] = "kick-drift"
 
@@ -97,8 +139,11 @@ class Charged(System):
 
     @property
     def law(self) -> PairLaw:
-        """Coulomb's law."""
-        return PairLaw(True, self.softening, self.clamp, expanded=True)
+        """Coulomb's law, and the fields if there are any."""
+        external = ExternalForces(self.uniform, self.magnetic, self.fixed)
+        return PairLaw(
+            True, self.softening, self.clamp, expanded=True, external=None if external == ExternalForces() else external
+        )
 
     def draw(self, rng: np.random.RandomState, bodies: int, frames: int) -> dict[str, Array]:
         """Charges ±1, positions normal with σ = (N/5)^{1/3}, velocities of fixed length and random direction."""

@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
 from equidyn.data.nbody import particle_sample
+from equidyn.ops.skeleton import keep_bone_lengths
 
 
 @dataclass
@@ -20,19 +21,26 @@ class TrajectoryTask:
     """Losses and errors of predicted trajectories.
 
     Attributes:
+        huber: distance beyond which a position error counts linearly in the loss instead of squared (pseudo-Huber of
+            the length of the error vector, so that it does not depend on the axes); 0 for squared errors. Outcomes of
+            close encounters are chaotic, and squared errors make a network learn those of the training by heart.
         velocity_weight: weight of the squared error of the velocities beside that of the positions; needs a model
             that gives `trajectory_vel` and data that have it.
         rollout: the model predicts one step from `times[0]` to the next; train on that step and evaluate by applying
             it again and again (EGNN-R).
+        bone_lengths: move predicted joints as little as needed for all bones to keep the length they have in the input
+            state; needs data with bones.
     """
 
+    huber: float = 0.0
     velocity_weight: float = 0.0
     rollout: bool = False
+    bone_lengths: bool = False
 
     def loss(self, out: dict[str, Tensor], sample: Data) -> dict[str, Tensor]:
         """The terms of the loss; their sum is minimised."""
         error = self.predicted(out, sample) - self._target(out, sample)
-        terms = {"positions": error.square().mean()}
+        terms = {"positions": self._position_loss(error)}
         if self.velocity_weight:
             if sample.get("trajectory_vel") is None or "trajectory_vel" not in out:
                 raise InputError("velocity_weight needs velocities", where="task", expected="data and model with them")
@@ -40,9 +48,23 @@ class TrajectoryTask:
             terms["velocities"] = self.velocity_weight * error.square().mean()
         return terms
 
+    def _position_loss(self, error: Tensor) -> Tensor:
+        """Mean over coordinates; for small errors the same with and without `huber`."""
+        if not self.huber:
+            return error.square().mean()
+        scaled = error.square().sum(-1) / self.huber**2
+        # s / (sqrt(1 + s) + 1) is sqrt(1 + s) - 1 without its cancellation.
+        return (2 * self.huber**2 / error.shape[-1]) * (scaled / ((1 + scaled).sqrt() + 1)).mean()
+
     def predicted(self, out: dict[str, Tensor], sample: Data) -> Tensor:
         """Predicted positions [..., N, P, 3]; a model that gives `pos` alone predicts one time (S2S)."""
-        return out["trajectory"] if "trajectory" in out else out["pos"].unsqueeze(-2)
+        positions = out["trajectory"] if "trajectory" in out else out["pos"].unsqueeze(-2)
+        if not self.bone_lengths:
+            return positions
+        if sample.get("bone_index") is None:
+            raise InputError("bone_lengths needs a skeleton", where="task", expected="data with bones")
+        joints = positions.transpose(-2, -3)  # [..., P, N, 3]
+        return keep_bone_lengths(joints, sample.pos.unsqueeze(-3), sample.bone_index).transpose(-2, -3)
 
     def errors(self, out: dict[str, Tensor], sample: Data) -> Tensor:
         """Squared error per coordinate at each time, averaged over the batch: [P], or [1] for S2S."""
@@ -65,7 +87,12 @@ def roll_out(model: nn.Module, sample: Data) -> Tensor:
 
     The velocity after a step is the displacement over its duration. `sample` is a batch of particle systems on one
     shared graph with equidistant times.
+
+    Raises:
+        InputError: it is not.
     """
+    if sample.get("charge") is None:
+        raise InputError("rollout needs particles", where="task", expected="a data set whose samples have charges")
     step, steps = sample.times[0, 0].to(sample.pos.dtype), sample.times.shape[1]
     state, positions = sample, []
     for _ in range(steps):
@@ -87,6 +114,12 @@ def ballistic(sample: Data) -> Tensor:
     return sample.pos.unsqueeze(-2) + sample.vel.unsqueeze(-2) * times
 
 
+def translation(sample: Data) -> Tensor:
+    """Baseline: all move on together, with the mean velocity. [..., N, P, 3]."""
+    times = sample.times[0].to(sample.pos.dtype)[:, None]
+    return sample.pos.unsqueeze(-2) + sample.vel.mean(-2, keepdim=True).unsqueeze(-2) * times
+
+
 def fit_linear(sample: Data) -> Tensor:
     """The best factors c_p in x + c_p v, by least squares over all training samples: [P] ("Linear" in the papers)."""
     moved = sample.trajectory - sample.pos.unsqueeze(-2)
@@ -99,7 +132,7 @@ def linear(sample: Data, factors: Tensor) -> Tensor:
     return sample.pos.unsqueeze(-2) + sample.vel.unsqueeze(-2) * factors[:, None]
 
 
-BASELINES = ("constant", "ballistic", "linear")
+BASELINES = ("constant", "ballistic", "translation", "linear")
 
 
 def horizon_error(predicted: Tensor, sample: Data) -> list[float]:

@@ -1,8 +1,17 @@
 """Training, evaluation and prediction: one Lightning module for all systems."""
 
 from equidyn.train.checkpoint import load_model
-from equidyn.train.evaluation import evaluate, predict_trajectories
+from equidyn.train.evaluation import evaluate, predict_trajectories, read_states
 from equidyn.train.fit import train
 from equidyn.train.recipe import Recipe, read_recipe, recipe_path
 
-__all__ = ["Recipe", "evaluate", "load_model", "predict_trajectories", "read_recipe", "recipe_path", "train"]
+__all__ = [
+    "Recipe",
+    "evaluate",
+    "load_model",
+    "predict_trajectories",
+    "read_recipe",
+    "read_states",
+    "recipe_path",
+    "train",
+]

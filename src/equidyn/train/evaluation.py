@@ -22,6 +22,8 @@ from equidyn import conformance
 from equidyn.core.errors import InputError
 from equidyn.core.files import write_atomically
 from equidyn.core.trajectories import Trajectories
+from equidyn.data import DATASETS
+from equidyn.data.mocap import Mocap, SkeletonDataset
 from equidyn.data.nbody import NBody, ParticleDataset, initial_states
 from equidyn.models import SYSTEMS
 from equidyn.simulate import continue_from, kinetic_energy, momentum, potential_energy
@@ -33,9 +35,13 @@ from equidyn.tasks.trajectory import (
     horizon_error,
     linear,
     roll_out,
+    translation,
 )
 from equidyn.train.checkpoint import Trained, load_model
 from equidyn.train.recipe import build_arguments
+
+Family = NBody | Mocap
+Part = ParticleDataset | SkeletonDataset
 
 SHOWN = 8  # samples in the report's animation
 DENSE = 50  # times it is asked for
@@ -56,8 +62,7 @@ def evaluate(run: str | Path, *, data: str | None = None) -> dict[str, Any]:
         InputError: unusable run folder or data.
     """
     trained = load_model(run)
-    given = {key: value for key, value in trained.config["data"].items() if key != "dataset"}
-    source = NBody(**build_arguments(NBody, given | ({"path": data} if data else {})))
+    source = _family(trained, **({"path": data} if data else {}))
     task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
     test, fit_on = source.part("test"), replace(source, train_frames=None).part("train")
     horizon = _horizon(trained.model, task, test)
@@ -90,6 +95,22 @@ def evaluate(run: str | Path, *, data: str | None = None) -> dict[str, Any]:
     return result
 
 
+def _family(trained: Trained, **other: Any) -> Family:
+    """The data family of a run, with other arguments than its recipe's."""
+    given = dict(trained.config["data"])
+    kind = DATASETS[given.pop("dataset")]
+    return kind(**build_arguments(kind, given | other))
+
+
+def read_states(trained: Trained, path: str | Path) -> Trajectories:
+    """Read initial states for `predict_trajectories`: a file of the kind the model was trained on.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return _family(trained).read(path)
+
+
 def _finite(value: Any) -> Any:
     """The same with null for numbers that JSON does not know (an energy at coincident particles, say)."""
     if isinstance(value, dict):
@@ -115,7 +136,7 @@ def predict_trajectories(
 
     Args:
         trained: from `load_model`.
-        states: initial states, with the charges or masses of the training data.
+        states: initial states, with the charges, masses or bones of the training data (see `read_states`).
         frame: the frame that holds them.
         times: when to predict, counted from that frame; None for the times of the training. A model that steps to
             fixed times has no choice.
@@ -127,11 +148,10 @@ def predict_trajectories(
     Raises:
         InputError: times that the model cannot predict, no such frame.
     """
+    family = _family(trained)
     own = getattr(trained.model, "times", None)
     if own is None:
-        data = trained.config["data"]
-        frames = data["frames"] if trained.config["task"].get("rollout") else data["frames"][-1:]
-        own = [(number - data["start"]) * data["frame_time"] for number in frames]
+        own = family.after(family.frames if trained.config["task"].get("rollout") else family.frames[-1:])
         if times is not None:
             raise InputError(
                 "this model predicts fixed times", where=trained.folder, expected=f"{own}", got=list(times)
@@ -139,7 +159,7 @@ def predict_trajectories(
     asked = sorted(own if times is None else times)
     if not all(math.isfinite(t) and t >= 0 for t in asked) or len({*asked}) < len(asked):
         raise InputError("times to predict", where="--times", expected="different ones, 0 or later", got=asked)
-    sample = initial_states(states, frame)
+    sample = family.sample(states, frame)
     sample.times = torch.tensor([asked], dtype=torch.float64)
     task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
     out = predict(trained.model, task, sample)
@@ -155,11 +175,11 @@ def predict_trajectories(
     return replace(states, **arrays, meta=meta)
 
 
-def _batches(part: ParticleDataset, size: int = 250) -> Iterator[Data]:
+def _batches(part: Part, size: int = 250) -> Iterator[Data]:
     return (part.__getitems__(range(i, min(i + size, len(part)))) for i in range(0, len(part), size))
 
 
-def _horizon(model: nn.Module, task: TrajectoryTask, test: ParticleDataset) -> list[float]:
+def _horizon(model: nn.Module, task: TrajectoryTask, test: Part) -> list[float]:
     """Mean squared error at each time, over all test samples."""
     total = torch.zeros(1, dtype=torch.float64)
     for batch in _batches(test):
@@ -168,10 +188,15 @@ def _horizon(model: nn.Module, task: TrajectoryTask, test: ParticleDataset) -> l
     return (total / len(test)).tolist()
 
 
-def _baselines(test: ParticleDataset, train: ParticleDataset) -> dict[str, dict[str, Any]]:
+def _baselines(test: Part, train: Part) -> dict[str, dict[str, Any]]:
     whole = test.__getitems__(range(len(test)))
     factors = fit_linear(train.__getitems__(range(len(train))))
-    predicted = {"constant": constant(whole), "ballistic": ballistic(whole), "linear": linear(whole, factors)}
+    predicted = {
+        "constant": constant(whole),
+        "ballistic": ballistic(whole),
+        "translation": translation(whole),
+        "linear": linear(whole, factors),
+    }
     errors = {name: horizon_error(trajectory, whole) for name, trajectory in predicted.items()}
     return {
         name: {"f_mse": error[-1], "a_mse": float(np.mean(error)) if len(error) > 1 else None, "horizon_mse": error}
@@ -179,14 +204,15 @@ def _baselines(test: ParticleDataset, train: ParticleDataset) -> dict[str, dict[
     }
 
 
-def _symmetry(model: nn.Module, test: ParticleDataset, group: str) -> dict[str, float]:
-    """Relative errors under the symmetries, measured on one test sample in float32."""
+def _symmetry(model: nn.Module, test: Part, group: str) -> dict[str, float]:
+    """Relative errors under the symmetries of the group, measured on one test sample in float32."""
     batch = test.__getitems__([0])
     fields = {name: batch[name][0] for name in ("pos", "vel", "x", "edge_attr")}
-    sample = Data(**fields, edge_index=batch.edge_index, times=batch.times)
+    shared = {name: batch[name] for name in ("edge_index", "times", "gravity") if name in batch}
+    sample = Data(**fields, **shared)
     checks = ("rotation", "reflection", "translation", "node_permutation", "edge_permutation", "batching")
-    errors = conformance.check(model, sample, group=group).errors()
-    return {name: errors[name] for name in checks if name in errors}
+    report = conformance.check(model, sample, group=group)
+    return {name: report[name].error for name in checks if report[name].required and report[name].passed is not None}
 
 
 def _cost(folder: Path) -> dict[str, float]:
@@ -198,36 +224,43 @@ def _cost(folder: Path) -> dict[str, float]:
     return {"seconds_train": seconds, "seconds_per_step": seconds / float(last["step"])}
 
 
-def _dense(trained: Trained, task: TrajectoryTask, source: NBody, test: ParticleDataset) -> dict[str, Any]:
-    """Ask for many unseen times, and compare with the simulator continued from the same states.
+def _dense(trained: Trained, task: TrajectoryTask, source: Family, test: Part) -> dict[str, Any]:
+    """Ask for many unseen times, and compare with what happened there; writes `predictions.npz`.
 
-    Writes `predictions.npz`. A model of fixed times is asked for those.
+    A model of fixed times is asked for those, and every model where nothing tells what happened at others.
     """
+    any_time = hasattr(trained.model, "times") and not task.rollout
+    start, true = _continued(source, test) if any_time and isinstance(source, NBody) else (None, None)
+    part = source.every_frame() if any_time and isinstance(source, Mocap) else None
+    if start is not None and true is not None:
+        sample = initial_states(start)
+        keep = true.times > 0
+        sample.trajectory = torch.as_tensor(true.positions[:, keep]).transpose(1, 2).float()
+        sample.times = torch.as_tensor(true.times[keep])[None]
+    elif part is not None:
+        sample = part.__getitems__(range(min(DENSE_SAMPLES, len(part))))
+    else:
+        sample = test.__getitems__(range(min(SHOWN, len(test))))
+    out = predict(trained.model, task, sample)
+    times = sample.times[0].tolist()
+    _write_predictions(trained.folder, sample, out["trajectory"])
+    if true is None and part is None:
+        return {"unseen_times": None, "drift": None}
+    error = horizon_error(out["trajectory"], sample)
+    unseen = {"times": times, "mse": error, "trained_at": list(getattr(trained.model, "times", ()))}
+    return {"unseen_times": unseen, "drift": None if true is None else _drift(true, out, true.times > 0)}
+
+
+def _continued(source: NBody, test: Part) -> tuple[Trajectories | None, Trajectories | None]:
+    """Test states, and the simulator continued from them over the window; None where nothing says which forces act."""
     window = float(test.times[-1])
     try:
         start = source.start_states(min(DENSE_SAMPLES, len(test)))
         steps = 20 * round(window * 1000 / 20)  # the official step of 0.001, a multiple of what is stored
         stored = max(steps // DENSE, 1)
-        true = continue_from(start, steps=stored * DENSE + 1, dt=window / (stored * DENSE), store_every=stored)
-    except InputError:  # data from elsewhere: nothing says which forces act
-        true = None
-    any_time = true is not None and hasattr(trained.model, "times") and not task.rollout
-    if not any_time:
-        sample = test.__getitems__(range(min(SHOWN, len(test))))
-        out = predict(trained.model, task, sample)["trajectory"]
-        _write_predictions(trained.folder, sample, sample.times[0].numpy(), out, sample.trajectory)
-        return {"unseen_times": None, "drift": None}
-    assert true is not None
-    sample = initial_states(start)
-    keep = true.times > 0
-    target = torch.as_tensor(true.positions[:, keep]).transpose(1, 2).float()
-    sample.times = torch.as_tensor(true.times[keep])[None]
-    outputs = predict(trained.model, task, sample)
-    error = (outputs["trajectory"] - target).square().mean((0, 1, 3)).tolist()
-    times = sample.times[0].numpy()
-    _write_predictions(trained.folder, sample, times, outputs["trajectory"], target)
-    unseen = {"times": times.tolist(), "mse": error, "trained_at": list(getattr(trained.model, "times", ()))}
-    return {"unseen_times": unseen, "drift": _drift(true, outputs, keep)}
+        return start, continue_from(start, steps=stored * DENSE + 1, dt=window / (stored * DENSE), store_every=stored)
+    except InputError:  # data from elsewhere
+        return None, None
 
 
 def _drift(true: Trajectories, out: dict[str, Tensor], keep: np.ndarray) -> dict[str, Any] | None:
@@ -249,15 +282,20 @@ def _drift(true: Trajectories, out: dict[str, Tensor], keep: np.ndarray) -> dict
     return drift
 
 
-def _write_predictions(folder: Path, sample: Data, times: np.ndarray, predicted: Tensor, true: Tensor) -> None:
+def _write_predictions(folder: Path, sample: Data, predicted: Tensor) -> None:
     arrays = {
-        "times": times,
+        "times": sample.times[0].numpy(),
         "initial": sample.pos[:SHOWN].numpy(),
         "initial_vel": sample.vel[:SHOWN].numpy(),
         "predicted": predicted[:SHOWN].transpose(1, 2).numpy(),
-        "true": true[:SHOWN].transpose(1, 2).numpy(),
-        "charge": sample.charge[:SHOWN].numpy(),
+        "true": sample.trajectory[:SHOWN].transpose(1, 2).numpy(),
     }
+    if "charge" in sample:
+        arrays["charge"] = sample.charge[:SHOWN].numpy()
+    if "bone_index" in sample:
+        arrays["bonds"] = sample.bone_index.T.numpy()
+    if "gravity" in sample:
+        arrays["up"] = -sample.gravity[0].numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(folder / "predictions.npz", buffer.getvalue())

@@ -122,7 +122,7 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     if _is_first_process():
         write_atomically(folder / "config.yaml", yaml.safe_dump(recipe.config, sort_keys=False))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec).*")
+        warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec|exists and is not empty).*")
         try:
             trainer.fit(module, batches, validation, ckpt_path=str(last) if resume else None, weights_only=True)
         except ProcessRaisedException as error:  # an error of ours in another process comes as its traceback
@@ -160,8 +160,9 @@ def _trainer(recipe: Recipe, folder: Path, progress: bool) -> Trainer:
     callbacks.append(
         ModelCheckpoint(
             folder / "checkpoints",
-            save_last=True,
-            save_top_k=0,
+            filename="last",  # of its own kinds of "last" Lightning writes none before the end if it keeps no others
+            save_top_k=1,
+            enable_version_counter=False,
             every_n_epochs=options.eval_every,
             save_on_train_epoch_end=True,
         )

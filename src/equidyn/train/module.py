@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from copy import copy
 from functools import partial
 from typing import Any, cast
@@ -9,11 +11,13 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.optim.swa_utils import AveragedModel
 from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
 from equidyn.tasks.trajectory import TrajectoryTask, roll_out
+from equidyn.train.process import compiled, keep_memory
 from equidyn.train.recipe import TrainOptions
 
 
@@ -40,6 +44,7 @@ class TrainingModule(LightningModule):
         if self.average is not None:
             self.average.requires_grad_(False)
         self._errors: list[tuple[int, Tensor]] = []
+        self._compiled: Callable[[Data], dict[str, Tensor]] | None = None
 
     @property
     def evaluated(self) -> nn.Module:
@@ -51,7 +56,8 @@ class TrainingModule(LightningModule):
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
         if self.options.compile:
-            self.model.compile()
+            self._compiled = compiled(self.model.forward)
+        keep_memory()
 
     def on_after_batch_transfer(self, batch: Data, dataloader_idx: int) -> Data:
         """Samples are stored in float32; training in float64 casts them."""
@@ -61,7 +67,7 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: Data, index: int) -> Tensor:
         """The loss of one batch."""
-        terms = self.task.loss(self.model(batch), batch)
+        terms = self.task.loss(self._predict(batch), batch)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
@@ -69,6 +75,17 @@ class TrainingModule(LightningModule):
             raise InputError("the loss is not finite; training stopped", where=where, got=values)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.pos), sync_dist=True)
         return loss
+
+    def _predict(self, batch: Data) -> dict[str, Tensor]:
+        """The model's outputs, compiled if that is asked for and works here."""
+        if self._compiled is not None:
+            try:
+                return self._compiled(batch)
+            except TorchDynamoException as error:  # no C++ compiler, say; the rehearsal has shown that the model runs
+                self._compiled = None
+                reason = str(error).strip().splitlines()[0]
+                warnings.warn(f"torch.compile does not work here, training without it: {reason}", stacklevel=1)
+        return self.model(batch)
 
     def on_train_batch_end(self, outputs: object, batch: Data, index: int) -> None:
         """Follow the weights with their average."""

@@ -1,0 +1,81 @@
+"""ClofNet's training step against the plain formulation, in one run.
+
+python -m benchmarks.clofnet [--quick] [--json FILE] [--threads N]
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from benchmarks.egno import batch_of
+from benchmarks.harness import peak_of_saved_tensors, show, side_by_side, write
+from benchmarks.plain_clofnet import PlainClofNet
+from equidyn.models.clofnet import ClofNet
+
+
+def _step(forward, model):
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        forward().backward()
+        optimizer.step()
+
+    return step
+
+
+def compare(batch: int, nodes: int, *, compiled: bool, repeats: int) -> list[dict]:
+    """One row per way: milliseconds of a forward pass and of a step, ratios to plain, kept memory."""
+    torch.manual_seed(0)
+    sample = batch_of(batch, nodes, 1)
+    target = sample.trajectory[..., 0, :]
+    plain, ours = PlainClofNet(), ClofNet(1, 2)
+    ways = {
+        "plain": (plain, lambda: (plain(sample) - target).square().mean()),
+        "equidyn": (ours, lambda: (ours(sample)["pos"] - target).square().mean()),
+    }
+    if compiled:
+        faster = ClofNet(1, 2)
+        faster.compile()
+        ways["equidyn, compiled"] = (faster, lambda: (faster(sample)["pos"] - target).square().mean())
+    with torch.no_grad():
+        forward = side_by_side({name: loss for name, (_, loss) in ways.items()}, repeats=repeats)
+    step = side_by_side({name: _step(loss, model) for name, (model, loss) in ways.items()}, repeats=repeats)
+    kept = {name: peak_of_saved_tensors(loss) for name, (_, loss) in ways.items() if "compiled" not in name}
+    return [
+        {
+            "batch": batch,
+            "N": nodes,
+            "way": name,
+            "forward ms": 1e3 * forward[name],
+            "ratio": forward[name] / forward["plain"],
+            "step ms": 1e3 * step[name],
+            "step ratio": step[name] / step["plain"],
+            "kept MB": kept[name] / 1e6 if name in kept else "",
+            "kept ratio": kept[name] / kept["plain"] if name in kept else "",
+        }
+        for name in ways
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the paper's size only, few repeats, nothing compiled")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    repeats = 3 if options.quick else 7
+    paper = compare(128, 5, compiled=not options.quick, repeats=repeats)
+    show("batch 128, 5 bodies, H = 64, 4 layers (the paper's N-body size)", paper)
+    sweep = []
+    if not options.quick:
+        for batch, nodes in ((128, 20), (8, 50), (1, 150)):
+            sweep += compare(batch, nodes, compiled=False, repeats=3)
+        show("other sizes, complete graphs", sweep)
+    write(options.json, {"paper": paper, "sweep": sweep})
+
+
+if __name__ == "__main__":
+    main()
