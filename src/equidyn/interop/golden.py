@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Record:
         params: the original's parameters.
         inputs: what it was given.
         outputs: what it computed.
+        aux: what else helps to check it, such as matrices of representations.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Record:
     params: dict[str, Tensor]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    aux: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,16 +103,16 @@ def read_record(path: str | Path) -> Record:
         raise InputError("unreadable golden record", where=path, got=f"{type(error).__name__}: {error}") from None
     if meta["dtype"] not in ("float64", "float32"):
         raise InputError("dtype of the record", where=path, expected="float64 or float32", got=meta["dtype"])
-    groups: dict[str, dict[str, Tensor]] = {"param": {}, "in": {}, "out": {}}
+    groups: dict[str, dict[str, Tensor]] = {"param": {}, "in": {}, "out": {}, "aux": {}}
     for name, array in arrays.items():
         group, _, rest = name.partition("/")
         if group not in groups:
-            raise InputError("array", where=path, expected="param/*, in/* or out/*", got=name)
+            raise InputError("array", where=path, expected="param/*, in/*, out/* or aux/*", got=name)
         if array.dtype.kind in "biufc":
             groups[group][rest] = torch.from_numpy(np.array(array))
     if not groups["out"]:
         raise InputError("golden record without outputs", where=path, expected="arrays out/*")
-    return Record(path, meta, groups["param"], groups["in"], groups["out"])
+    return Record(path, meta, groups["param"], groups["in"], groups["out"], groups["aux"])
 
 
 def replayable() -> list[str]:

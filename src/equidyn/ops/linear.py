@@ -48,7 +48,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        return grad_x, weight_gradient(grad, x), grad.sum(0) if ctx.has_bias else None
+        grad_weight = weight_gradient(grad, x) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, grad.sum(0) if ctx.has_bias else None
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:

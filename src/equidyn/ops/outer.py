@@ -1,0 +1,68 @@
+"""Sums over neighbours of products of two vectors, as small dense matrix products."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from equidyn.ops.edges import Edges
+
+
+class Slots(NamedTuple):
+    """The edges of a graph laid out in rows of equal length, each row the edges of one target.
+
+    Attributes:
+        edge: [R, D] number of an edge, or the number of edges E where a row is not full.
+        target: [R] target of each row, or None where row and target are the same.
+        targets: number M of targets.
+    """
+
+    edge: Tensor
+    target: Tensor | None
+    targets: int
+
+
+@torch.compiler.disable  # the layout depends on the edges; all else on shapes
+def neighbour_slots(edges: Edges, targets: int) -> Slots:
+    """Lay the edges out.
+
+    Rows are as long as the largest number of neighbours, unless few targets have many more than the mean: then these
+    take several rows, and at most about twice as many places as edges are laid out.
+
+    Args:
+        edges: of the graph.
+        targets: the receivers are numbered below this.
+    """
+    order, offsets = edges.receivers.order, edges.receivers.offsets
+    count = len(order)
+    degree = torch.diff(offsets, append=offsets.new_tensor([count]))[:targets]
+    most = int(degree.max()) if targets else 0
+    mean = -(-count // max(targets, 1))
+    length = most if most <= 2 * mean + 2 else mean
+    rows = torch.ones_like(degree) if length == most else (degree + length - 1) // length
+    target = torch.repeat_interleave(torch.arange(targets, device=order.device), rows)
+    part = torch.arange(len(target), device=order.device) - (rows.cumsum(0) - rows)[target]
+    place = part[:, None] * length + torch.arange(length, device=order.device)
+    full = place < degree[target, None]
+    edge = torch.cat([order, order.new_tensor([count])])[torch.where(full, offsets[target, None] + place, count)]
+    return Slots(edge, None if length == most else target, targets)
+
+
+def sum_of_outer(a: Tensor, b: Tensor, slots: Slots) -> Tensor:
+    """Σ_e a_e b_eᵀ over the edges e of each target.
+
+    Args:
+        a: [E, P].
+        b: [E, Q].
+        slots: of the edges.
+
+    Returns:
+        [M, P, Q].
+    """
+    a, b = (torch.cat([t, t.new_zeros(1, t.shape[1])])[slots.edge] for t in (a, b))
+    rows = a.mT @ b
+    if slots.target is None:
+        return rows
+    return rows.new_zeros(slots.targets, *rows.shape[1:]).index_add(0, slots.target, rows)
