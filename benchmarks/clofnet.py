@@ -9,24 +9,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.egno import batch_of
-from benchmarks.harness import peak_of_saved_tensors, show, side_by_side, write
+from benchmarks.harness import peak_memory, show, side_by_side, training_step, write
 from benchmarks.plain_clofnet import PlainClofNet
 from equidyn.models.clofnet import ClofNet
 
 
-def _step(forward, model):
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        forward().backward()
-        optimizer.step()
-
-    return step
-
-
 def compare(batch: int, nodes: int, *, compiled: bool, repeats: int) -> list[dict]:
-    """One row per way: milliseconds of a forward pass and of a step, ratios to plain, kept memory."""
+    """One row per way: milliseconds of a forward pass and of a step, its peak memory, ratios to plain."""
     torch.manual_seed(0)
     sample = batch_of(batch, nodes, 1)
     target = sample.trajectory[..., 0, :]
@@ -41,8 +30,9 @@ def compare(batch: int, nodes: int, *, compiled: bool, repeats: int) -> list[dic
         ways["equidyn, compiled"] = (faster, lambda: (faster(sample)["pos"] - target).square().mean())
     with torch.no_grad():
         forward = side_by_side({name: loss for name, (_, loss) in ways.items()}, repeats=repeats)
-    step = side_by_side({name: _step(loss, model) for name, (model, loss) in ways.items()}, repeats=repeats)
-    kept = {name: peak_of_saved_tensors(loss) for name, (_, loss) in ways.items() if "compiled" not in name}
+    steps = {name: training_step(loss, model) for name, (model, loss) in ways.items()}
+    step = side_by_side(steps, repeats=repeats)
+    memory = {name: peak_memory(way) for name, way in steps.items()}
     return [
         {
             "batch": batch,
@@ -52,8 +42,8 @@ def compare(batch: int, nodes: int, *, compiled: bool, repeats: int) -> list[dic
             "ratio": forward[name] / forward["plain"],
             "step ms": 1e3 * step[name],
             "step ratio": step[name] / step["plain"],
-            "kept MB": kept[name] / 1e6 if name in kept else "",
-            "kept ratio": kept[name] / kept["plain"] if name in kept else "",
+            "peak MB": memory[name] / 1e6,
+            "peak ratio": memory[name] / memory["plain"],
         }
         for name in ways
     ]

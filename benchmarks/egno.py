@@ -12,12 +12,12 @@ from pina.model import EquivariantGraphNeuralOperator
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from benchmarks.harness import peak_memory, show, side_by_side, write
+from benchmarks.harness import peak_memory, show, side_by_side, training_step, write
 from benchmarks.plain_egno import PlainEGNO
 from equidyn.data.nbody import complete_graph, particle_sample
 from equidyn.models.egno import EGNO
 from equidyn.simulate import simulate
-from equidyn.train.process import compiled, keep_memory
+from equidyn.train.process import compiled
 
 HIDDEN, LAYERS, NEIGHBOURS = 64, 4, 20
 SIZES = ((100, 5, 1), (100, 5, 5), (100, 5, 16), (25, 5, 64), (20, 20, 5), (1, 100, 5), (1, 500, 5), (1, 2000, 5))
@@ -89,23 +89,12 @@ def losses(sample: Data, *, compile: bool) -> dict[str, tuple[nn.Module, object]
     return ways
 
 
-def _step(loss, model):
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-    return step
-
-
 def compare(batch: int, nodes: int, points: int, *, compile: bool, repeats: int) -> list[dict]:
     """One row per way: milliseconds of a forward pass and of a training step, its peak memory, ratios to plain."""
     torch.manual_seed(0)
     sample = batch_of(batch, nodes, points)
     ways = losses(sample, compile=compile)
-    steps = {name: _step(loss, model) for name, (model, loss) in ways.items()}
+    steps = {name: training_step(loss, model) for name, (model, loss) in ways.items()}
     with torch.no_grad():
         forward = side_by_side({name: loss for name, (_, loss) in ways.items()}, repeats=repeats)
     step = side_by_side(steps, repeats=repeats)
@@ -134,7 +123,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_memory()
     paper = compare(100, 5, 5, compile=not options.quick, repeats=3 if options.quick else 9)
     show("training step, batch 100, 5 bodies, P = 5, H = 64, 4 layers (the paper's N-body size)", paper)
     sweep = []

@@ -15,9 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from equidyn.train.process import keep_memory
+
 
 def side_by_side(ways: Mapping[str, Callable[[], Any]], *, repeats: int = 7, seconds: float = 0.5) -> dict[str, float]:
     """Median seconds of one call of each way; the ways take turns, so that a slow spell of the machine hits all."""
+    keep_memory()
     counts = {}
     for name, way in ways.items():
         way()  # compiles, allocates
@@ -33,6 +36,18 @@ def side_by_side(ways: Mapping[str, Callable[[], Any]], *, repeats: int = 7, sec
                 way()
             found[name].append((time.perf_counter() - start) / counts[name])
     return {name: statistics.median(times) for name, times in found.items()}
+
+
+def training_step(loss: Callable[[], torch.Tensor], model: torch.nn.Module) -> Callable[[], None]:
+    """Forward, backward and Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
 
 
 def peak_memory(step: Callable[[], Any]) -> int:

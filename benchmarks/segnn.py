@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.egno import _step, batch_of
-from benchmarks.harness import peak_of_saved_tensors, show, side_by_side, write
+from benchmarks.egno import batch_of
+from benchmarks.harness import peak_memory, show, side_by_side, training_step, write
 from benchmarks.plain_segnn import PlainSEGNN
 from equidyn.models.segnn import SEGNN
 
 
 def compare(batch: int, nodes: int, *, lmax: int, lmax_attr: int, compiled: bool, repeats: int) -> list[dict]:
-    """One row per way: milliseconds of a forward pass and of a step, ratios to plain, kept memory.
+    """One row per way: milliseconds of a forward pass and of a step, its peak memory, ratios to plain.
 
     Both networks start from the sample's ready-made attributes and have the same parameters in number; the time to make
     attributes and couplings, which training spends on every batch, is in "equidyn, from the sample".
@@ -54,8 +54,9 @@ def compare(batch: int, nodes: int, *, lmax: int, lmax_attr: int, compiled: bool
         ways["equidyn, from the sample, compiled"] = (fused, lambda: whole(fused))
     with torch.no_grad():
         forward = side_by_side({name: loss for name, (_, loss) in ways.items()}, repeats=repeats)
-    step = side_by_side({name: _step(loss, model) for name, (model, loss) in ways.items()}, repeats=repeats)
-    kept = {name: peak_of_saved_tensors(loss) for name, (_, loss) in ways.items() if "compiled" not in name}
+    steps = {name: training_step(loss, model) for name, (model, loss) in ways.items()}
+    step = side_by_side(steps, repeats=repeats)
+    memory = {name: peak_memory(way) for name, way in steps.items()}
     return [
         {
             "batch": batch,
@@ -67,8 +68,8 @@ def compare(batch: int, nodes: int, *, lmax: int, lmax_attr: int, compiled: bool
             "ratio": forward[name] / forward["plain e3nn"],
             "step ms": 1e3 * step[name],
             "step ratio": step[name] / step["plain e3nn"],
-            "kept MB": kept[name] / 1e6 if name in kept else "",
-            "kept ratio": kept[name] / kept["plain e3nn"] if name in kept else "",
+            "peak MB": memory[name] / 1e6,
+            "peak ratio": memory[name] / memory["plain e3nn"],
         }
         for name in ways
     ]

@@ -22,8 +22,10 @@ from equidyn.train.recipe import TrainOptions
 
 
 @torch.no_grad()
-def _follow(decay: float, average: list[Tensor], weights: list[Tensor], _updates: object) -> None:
-    torch._foreach_lerp_(average, weights, 1 - decay)
+def _follow(decay: float, average: list[Tensor], weights: list[Tensor], updates: Tensor) -> None:
+    """Move the average towards the weights; at first it follows them closely, lest it should keep the initial ones."""
+    known = int(updates)
+    torch._foreach_lerp_(average, weights, 1 - min(decay, (1 + known) / (10 + known)))
 
 
 class TrainingModule(LightningModule):

@@ -46,7 +46,8 @@ class TrainOptions:
         schedule: constant learning rate, or a cosine to zero at the last epoch after a linear warm-up.
         warmup: epochs of the warm-up.
         clip: largest norm of the gradient; 0 for no limit.
-        ema: decay of the averaged weights that are evaluated and kept; 0 to use the last weights.
+        ema: decay of the averaged weights that are evaluated and kept, less in the first steps; 0 to use the last
+            weights.
         eval_every: epochs between evaluations on the validation samples.
         patience: evaluations without improvement after which training stops; 0 for never.
         precision: "32", "64", or "bf16" (autocast).
