@@ -76,7 +76,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(*rows[0], title=title)
     for row in rows:
         table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 def write(path: Path | None, results: Mapping[str, Any]) -> None:

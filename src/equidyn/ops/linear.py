@@ -80,7 +80,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """grad.T @ x, the gradient of the weight of a linear map, for grad [E, C_out] and x [E, C_in]."""
-    if torch.compiler.is_compiling() and x.dtype == torch.float32 and _takes_onednn(x, grad[: grad.shape[1]]):
+    if torch.compiler.is_compiling() and _takes_onednn(x, grad[: grad.shape[1]]):
         # The compiler writes the transpose along with `grad` itself, which spares oneDNN the slow half of its work.
         return _product(grad.t().contiguous(), x.t())
     return grad.t() @ x  # MKL is no slower here: oneDNN would first copy both transposed operands
