@@ -116,7 +116,9 @@ class TrainingModule(LightningModule):
         """Adam or AdamW, with the schedule of the recipe."""
         options = self.options
         kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(self.model.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
+        # Lightning takes a fused optimiser under autocast for one that unscales gradients, and refuses to clip them.
+        fused = options.precision != "bf16"
+        optimizer = kind(self.model.parameters(), options.lr, weight_decay=options.weight_decay, fused=fused)
         total, warmup = options.epochs * self.steps_per_epoch, options.warmup * self.steps_per_epoch
 
         def factor(step: int) -> float:
