@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.egno import batch_of
-from benchmarks.harness import peak_memory, show, side_by_side, training_step, write
+from benchmarks.harness import compare_ways, show, write
 from benchmarks.plain_clofnet import PlainClofNet
 from equidyn.models.clofnet import ClofNet
 
@@ -28,25 +28,7 @@ def compare(batch: int, nodes: int, *, compiled: bool, repeats: int) -> list[dic
         faster = ClofNet(1, 2)
         faster.compile()
         ways["equidyn, compiled"] = (faster, lambda: (faster(sample)["pos"] - target).square().mean())
-    with torch.no_grad():
-        forward = side_by_side({name: loss for name, (_, loss) in ways.items()}, repeats=repeats)
-    steps = {name: training_step(loss, model) for name, (model, loss) in ways.items()}
-    step = side_by_side(steps, repeats=repeats)
-    memory = {name: peak_memory(way) for name, way in steps.items()}
-    return [
-        {
-            "batch": batch,
-            "N": nodes,
-            "way": name,
-            "forward ms": 1e3 * forward[name],
-            "ratio": forward[name] / forward["plain"],
-            "step ms": 1e3 * step[name],
-            "step ratio": step[name] / step["plain"],
-            "peak MB": memory[name] / 1e6,
-            "peak ratio": memory[name] / memory["plain"],
-        }
-        for name in ways
-    ]
+    return compare_ways(ways, {"batch": batch, "N": nodes}, repeats=repeats)
 
 
 def main() -> None:

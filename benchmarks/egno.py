@@ -12,7 +12,7 @@ from pina.model import EquivariantGraphNeuralOperator
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from benchmarks.harness import peak_memory, show, side_by_side, training_step, write
+from benchmarks.harness import compare_ways, show, write
 from benchmarks.plain_egno import PlainEGNO
 from equidyn.data.nbody import complete_graph, particle_sample
 from equidyn.models.egno import EGNO
@@ -94,26 +94,7 @@ def compare(batch: int, nodes: int, points: int, *, compile: bool, repeats: int)
     torch.manual_seed(0)
     sample = batch_of(batch, nodes, points)
     ways = losses(sample, compile=compile)
-    steps = {name: training_step(loss, model) for name, (model, loss) in ways.items()}
-    with torch.no_grad():
-        forward = side_by_side({name: loss for name, (_, loss) in ways.items()}, repeats=repeats)
-    step = side_by_side(steps, repeats=repeats)
-    memory = {name: peak_memory(way) for name, way in steps.items()}
-    return [
-        {
-            "batch": batch,
-            "N": nodes,
-            "P": points,
-            "way": name,
-            "forward ms": 1e3 * forward[name],
-            "forward ratio": forward[name] / forward["plain"],
-            "step ms": 1e3 * step[name],
-            "step ratio": step[name] / step["plain"],
-            "peak MB": memory[name] / 1e6,
-            "peak ratio": memory[name] / memory["plain"],
-        }
-        for name in ways
-    ]
+    return compare_ways(ways, {"batch": batch, "N": nodes, "P": points}, repeats=repeats)
 
 
 def main() -> None:

@@ -60,6 +60,31 @@ def peak_memory(step: Callable[[], Any]) -> int:
     return max(accumulate(size for _, size in changes), default=0)
 
 
+def compare_ways(
+    ways: Mapping[str, tuple[torch.nn.Module, Callable[[], torch.Tensor]]], size: Mapping[str, Any], *, repeats: int
+) -> list[dict[str, Any]]:
+    """One row per way (model and loss): forward pass, training step, its peak memory; ratios to the first way."""
+    with torch.no_grad():
+        forward = side_by_side({name: loss for name, (_, loss) in ways.items()}, repeats=repeats)
+    steps = {name: training_step(loss, model) for name, (model, loss) in ways.items()}
+    step = side_by_side(steps, repeats=repeats)
+    memory = {name: peak_memory(way) for name, way in steps.items()}
+    base = next(iter(ways))
+    return [
+        {
+            **size,
+            "way": name,
+            "forward ms": 1e3 * forward[name],
+            "forward ratio": forward[name] / forward[base],
+            "step ms": 1e3 * step[name],
+            "step ratio": step[name] / step[base],
+            "peak MB": memory[name] / 1e6,
+            "peak ratio": memory[name] / memory[base],
+        }
+        for name in ways
+    ]
+
+
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.egno import batch_of
-from benchmarks.harness import peak_memory, show, side_by_side, training_step, write
+from benchmarks.harness import compare_ways, show, write
 from benchmarks.plain_segnn import PlainSEGNN
 from equidyn.models.segnn import SEGNN
 
@@ -52,27 +52,7 @@ def compare(batch: int, nodes: int, *, lmax: int, lmax_attr: int, compiled: bool
         fused = make()
         fused.compile()
         ways["equidyn, from the sample, compiled"] = (fused, lambda: whole(fused))
-    with torch.no_grad():
-        forward = side_by_side({name: loss for name, (_, loss) in ways.items()}, repeats=repeats)
-    steps = {name: training_step(loss, model) for name, (model, loss) in ways.items()}
-    step = side_by_side(steps, repeats=repeats)
-    memory = {name: peak_memory(way) for name, way in steps.items()}
-    return [
-        {
-            "batch": batch,
-            "N": nodes,
-            "lmax": lmax,
-            "lmax_attr": lmax_attr,
-            "way": name,
-            "forward ms": 1e3 * forward[name],
-            "ratio": forward[name] / forward["plain e3nn"],
-            "step ms": 1e3 * step[name],
-            "step ratio": step[name] / step["plain e3nn"],
-            "peak MB": memory[name] / 1e6,
-            "peak ratio": memory[name] / memory["plain e3nn"],
-        }
-        for name in ways
-    ]
+    return compare_ways(ways, {"batch": batch, "N": nodes, "lmax": lmax, "lmax_attr": lmax_attr}, repeats=repeats)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from equidyn.core.errors import InputError
 from equidyn.ops.edges import EdgeCache, Edges
 from equidyn.ops.linear import Linear, side_by_side, split_linear
 from equidyn.ops.message import MessageWeights, fused_messages
+from equidyn.ops.vectors import length
 
 Clamp = Literal["none", "norm", "component", "message_component"]
 
@@ -72,13 +73,6 @@ class EGNNOptions:
 
 def _activation(name: str) -> nn.Module:
     return nn.SiLU() if name == "silu" else nn.Tanh()
-
-
-def _length(r: Tensor) -> Tensor:
-    """|r| [E, 1] with a zero gradient instead of NaN at r = 0."""
-    q = r.square().sum(-1, keepdim=True)
-    safe = torch.where(q > 0, q, 1.0)
-    return torch.where(q > 0, safe.sqrt(), 0.0)
 
 
 class _ShiftNet(nn.Module):
@@ -226,9 +220,9 @@ class EGNNLayer(nn.Module):
     def _shift(self, r: Tensor, w: Tensor | None, g: Tensor, edges: Edges) -> Tensor:
         """C sum_j r_ij phi_x(m_ij) (equation 4), and w_ij beside r_ij where it is given."""
         if self.options.normalize == "unit":
-            r = r / (_length(r).detach() + 1e-8)
+            r = r / (length(r).detach() + 1e-8)
         elif self.options.normalize == "plus_one":
-            r = r / (_length(r) + 1)
+            r = r / (length(r) + 1)
         g = g.tanh() if self.options.bounded else g
         t = r * g[:, :1] if w is None else r * g[:, :1] + w * g[:, 1:]
         if self.options.clamp == "message_component":
@@ -237,7 +231,7 @@ class EGNNLayer(nn.Module):
         if self.options.clamp == "component":
             f = f.clamp(-100, 100)
         elif self.options.clamp == "norm":
-            f = f * (100 / _length(f).clamp(min=100))
+            f = f * (100 / length(f).clamp(min=100))
         return f
 
 

@@ -45,11 +45,11 @@ from equidyn.ops.steerable import (
     Normalization,
     harmonic_parity,
     join,
-    length,
     spherical_harmonics,
 )
 from equidyn.ops.steerable_norm import Graphs, SteerableNorm
 from equidyn.ops.steerable_product import Gate, MessageProduct, TensorProduct
+from equidyn.ops.vectors import length
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from equidyn.ops.vectors import length
+
 
 def keep_bone_lengths(pos: Tensor, reference: Tensor, bone_index: Tensor, steps: int = 2) -> Tensor:
     """Move joints as little as needed for all bones to have their reference length.
@@ -37,7 +39,7 @@ def keep_bone_lengths(pos: Tensor, reference: Tensor, bone_index: Tensor, steps:
         pos = pos if pos.dtype == torch.float64 else pos.float()
         reference = reference.to(pos)
         given = reference[..., child, :] - reference[..., parent, :]
-        length, fallback = _length(given), _unit(given)
+        lengths, fallback = length(given), _unit(given)
         # Motion of the two ends of each bone: [K, N].
         ends = pos.new_zeros(bones, joints)
         row = torch.arange(bones, device=pos.device)
@@ -46,11 +48,11 @@ def keep_bone_lengths(pos: Tensor, reference: Tensor, bone_index: Tensor, steps:
         for _ in range(steps):
             bone = pos[..., child, :] - pos[..., parent, :]
             unit = _unit(bone, fallback)
-            excess = _length(bone) - length
+            excess = length(bone) - lengths
             shares, _ = torch.linalg.solve_ex(overlap * (unit @ unit.mT) + small, excess)
             pos = pos - ends.T @ (shares * unit)
         unit = _unit(pos[..., child, :] - pos[..., parent, :], fallback)
-        return _assemble(pos, length * unit, child, parent)
+        return _assemble(pos, lengths * unit, child, parent)
 
 
 def _assemble(pos: Tensor, bone: Tensor, child: Tensor, parent: Tensor) -> Tensor:
@@ -67,14 +69,8 @@ def _assemble(pos: Tensor, bone: Tensor, child: Tensor, parent: Tensor) -> Tenso
     return offset + place[..., above, :]
 
 
-def _length(r: Tensor) -> Tensor:
-    """|r| [..., 1] with a zero gradient instead of NaN at r = 0."""
-    q = r.square().sum(-1, keepdim=True)
-    return torch.where(q > 0, torch.where(q > 0, q, 1.0).sqrt(), 0.0)
-
-
 def _unit(r: Tensor, fallback: Tensor | None = None) -> Tensor:
     """r / |r|, or the fallback (zero if there is none) where r = 0."""
-    length = _length(r)
-    unit = r / torch.where(length > 0, length, 1.0)
-    return unit if fallback is None else torch.where(length > 0, unit, fallback)
+    size = length(r)
+    unit = r / torch.where(size > 0, size, 1.0)
+    return unit if fallback is None else torch.where(size > 0, unit, fallback)

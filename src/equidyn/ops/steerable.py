@@ -114,13 +114,6 @@ def harmonic_parity(l: int) -> int:  # noqa: E741
 Normalization = Literal["component", "integral"]
 
 
-def length(r: Tensor) -> Tensor:
-    """|r| [R, 1] with a zero gradient instead of NaN at r = 0."""
-    q = r.square().sum(-1, keepdim=True)
-    safe = torch.where(q > 0, q, 1.0)
-    return torch.where(q > 0, safe.sqrt(), 0.0)
-
-
 def spherical_harmonics(lmax: int, r: Tensor, normalization: Normalization) -> Tensor:
     """Real spherical harmonics of directions, degree after degree up to lmax: [R, (lmax + 1)^2].
 
