@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from equidyn.core.errors import InputError
 from equidyn.interop import mace, verify
 from equidyn.interop.golden import read_record
 from equidyn.models.mace import MACE
-from equidyn.ops.so3 import spherical_harmonics
 from equidyn.ops.symmetric_contraction import coupling_trees, equivariant_polynomials
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mace"
@@ -74,12 +72,17 @@ def test_couplings_in_another_basis_fold_to_the_same_function(tmp_path):
         verify(rewritten(GOLDEN / "ss_l1_acac.npz", tmp_path / "record.npz", spoil))
 
 
-def test_conventions_of_e3nn():
-    with np.load(CONVENTIONS) as tables:
-        unit = torch.from_numpy(tables["sh/vectors"])
-        unit = unit / unit.norm(dim=1, keepdim=True)
-        harmonics = spherical_harmonics(unit, 4)
-        torch.testing.assert_close(harmonics, torch.from_numpy(tables["sh/component_l0_to_4"]), rtol=0, atol=1e-14)
+@pytest.mark.parametrize("path", [CONVENTIONS, GOLDEN.parent / "nequip/e3nn_conventions.npz"])
+def test_conventions_of_e3nn(path, tmp_path):
+    outcomes = verify(path)
+    assert len(outcomes) == 70
+    assert all(o.error < 1e-14 for o in outcomes)
+
+    def flip(arrays):
+        arrays["w3j/2_1_2"] = -arrays["w3j/2_1_2"]
+
+    outcomes = verify(rewritten(path, tmp_path / "record.npz", flip))
+    assert [o.name for o in outcomes if not o.passed] == ["w3j/2_1_2"]
 
 
 def test_counts_of_independent_polynomials():

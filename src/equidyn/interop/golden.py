@@ -19,6 +19,7 @@ from torch import Tensor
 
 import equidyn.interop
 from equidyn.core.errors import InputError, unknown_name
+from equidyn.interop import e3nn_tables
 from equidyn.models import SYSTEMS
 
 # Relative tolerances of outputs and of gradients.
@@ -98,6 +99,8 @@ def read_record(path: str | Path) -> Record:
         meta = json.loads(str(arrays.pop("meta")))
         if "config" in meta:  # the name that some records use
             meta.setdefault("constructor", meta["config"])
+        if str(meta["system"]).startswith(e3nn_tables.SYSTEM):
+            return _tables(path, meta, arrays)
         meta["system"], meta["dtype"]
     except Exception as error:
         raise InputError("unreadable golden record", where=path, got=f"{type(error).__name__}: {error}") from None
@@ -115,6 +118,13 @@ def read_record(path: str | Path) -> Record:
     return Record(path, meta, groups["param"], groups["in"], groups["out"], groups["aux"])
 
 
+def _tables(path: Path, meta: dict[str, Any], arrays: dict[str, Any]) -> Record:
+    """A table of conventions as a record: all but its vectors are outputs."""
+    outputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    inputs = {"vectors": outputs.pop("sh/vectors")}
+    return Record(path, meta | {"system": e3nn_tables.SYSTEM, "dtype": "float64"}, {}, inputs, outputs)
+
+
 def replayable() -> list[str]:
     """The systems whose records can be replayed."""
     names = [module.name for module in pkgutil.iter_modules(equidyn.interop.__path__)]
@@ -129,9 +139,12 @@ def verify(path: str | Path) -> list[Outcome]:
     """
     record = read_record(path)
     system = record.meta["system"]
-    if system not in replayable():
+    if system == e3nn_tables.SYSTEM:
+        replay = e3nn_tables.replay
+    elif system in replayable():
+        replay = importlib.import_module(f"equidyn.interop.{system}").replay
+    else:
         raise unknown_name("system", system, replayable(), where=path)
-    replay = importlib.import_module(f"equidyn.interop.{system}").replay
     try:
         computed = replay(record)
     except InputError as error:
