@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from equidyn.core.catalogue import Citation, Entry
+from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
 from equidyn.ops.edges import EdgeCache, Edges
 from equidyn.ops.fields import (
@@ -271,6 +271,88 @@ class Block(nn.Module):
         """Features [R, C d] to the same; `graph` is what the convolutions take beside them."""
         y = self.activation(self.norms[0](self.convs[0](h, *graph)))
         return self.activation(self.norms[1](self.convs[1](y, *graph)) + h)
+
+
+@dataclass(frozen=True)
+class KernelLayerOptions(KernelOptions):
+    """The layer under a temporal operator.
+
+    Attributes:
+        group: with reflections or without.
+        order: highest frequency of a field.
+    """
+
+    group: Literal["O(3)", "SO(3)"] = "O(3)"
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        if self.norm == "batch" or self.order < 1 or self.group not in ("O(3)", "SO(3)"):
+            expected = "norm field or none, order 1 or more, group O(3) or SO(3)"
+            raise InputError("kernels under a temporal operator", where="options", expected=expected, got=self)
+
+    def field(self, hidden_dim: int) -> Field:
+        """The features: about `hidden_dim` components."""
+        irreps = band(self.order, 3)
+        return Field(max(1, hidden_dim // size(irreps, 3)), irreps)
+
+
+def _blocks(hidden_dim: int, options: KernelLayerOptions) -> tuple[tuple[int, int], ...]:
+    field = options.field(hidden_dim)
+    return tuple((2 * order + 1, field.copies) for _, order in field.irreps)
+
+
+@backbone("implicit_steerable_kernels", features=_blocks, symmetry=lambda options: options.group.replace("O", "E"))
+class KernelBackbone(nn.Module):
+    """The layer for temporal operators: it takes velocities into its vectors, convolves by where the points are, and
+    moves them by a vector of its features. The contract is that of `equidyn.core.catalogue.backbone`.
+
+    Args:
+        hidden_dim: components of a node's features, the same number of copies of each irrep.
+        edge_dim: A, number of edge scalars.
+        update_features: no matter here, as the points move by the new features.
+        options: the kernel network and the fields.
+    """
+
+    Options = KernelLayerOptions
+    _order: Tensor
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        edge_dim: int = 0,
+        *,
+        update_features: bool = True,
+        options: KernelLayerOptions = KernelLayerOptions(),
+    ) -> None:
+        super().__init__()
+        self.options, field, group = options, options.field(hidden_dim), get_group(options.group, 3)
+        moving, invariant = Field(1, (band(1, 3)[1],)), invariants(group, field.irreps)
+        attributes = [Field(edge_dim, ((0, 0),))] if edge_dim else []
+        self.copies = field.copies
+        self.lift = equivariant_linear(group, [field, moving], field)
+        self.conv = PointConv(make_kernel(group, field, field, attributes, options), invariant, options.reduce)
+        self.norm = make_norm(options.norm, field.copies, invariant)
+        self.activation = make_activation(field.irreps, 3, options.activation)
+        self.out = equivariant_linear(group, [field, moving], moving)
+        with torch.no_grad():  # start close to points at rest
+            for weight in self.out.weights:
+                weight.mul_(0.01)
+        self.register_buffer("_order", torch.tensor(vector_order(3)), persistent=False)
+
+    def forward(
+        self, h: Tensor, x: Tensor, v: Tensor, edges: Edges, edge_attr: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """New h and x, v as it came, and the new vectors and tensors."""
+        r = (edges.from_receivers(x) - edges.from_senders(x)) / self.options.scale
+        if edge_attr is not None:
+            edge_attr = edge_attr.repeat(len(r) // max(len(edge_attr), 1), 1)
+        f = torch.cat([h[:, None], *tensors], dim=1)  # [R, components, copies]
+        f, moving = f.mT.flatten(1), v[:, self._order]
+        f = self.activation(self.lift(torch.cat([f, moving], dim=1)))
+        f = self.activation(self.norm(self.conv(f, r, edges, edge_attr)) + f)
+        x = x + self.out(torch.cat([f, moving], dim=1))[:, self._order.argsort()]
+        h, *tensors = f.unflatten(1, (self.copies, -1)).mT.split([1, *(t.shape[1] for t in tensors)], dim=1)
+        return h[:, 0], x, v, *tensors
 
 
 class ImplicitSteerableKernels(nn.Module):

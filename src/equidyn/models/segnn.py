@@ -33,7 +33,7 @@ from e3nn import o3
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from equidyn.core.catalogue import Citation, Entry
+from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
 from equidyn.ops.coupling import Attributes, contract, degrees
 from equidyn.ops.edges import EdgeCache, Edges
@@ -178,15 +178,15 @@ class SteerableInputs:
     edges: Edges
     edge_attributes: Attributes
     node_attributes: Attributes
-    graphs: Graphs
+    graphs: Graphs | None
 
     @staticmethod
     def build(
-        x: Tensor, scalars: Tensor, edges: Edges, edge_attr: Tensor, node_attr: Tensor, graph: Tensor
+        x: Tensor, scalars: Tensor, edges: Edges, edge_attr: Tensor, node_attr: Tensor, graph: Tensor | None
     ) -> SteerableInputs:
         """From attributes [E, (l + 1)^2] and [R, (l + 1)^2] and the graph [R] of each node."""
         node_attr = torch.cat([torch.ones_like(node_attr[:, :1]), node_attr[:, 1:]], dim=1)
-        graphs = Graphs.build(graph, x.dtype)
+        graphs = None if graph is None else Graphs.build(graph, x.dtype)
         return SteerableInputs(x, scalars, edges, Attributes(edge_attr), Attributes(node_attr), graphs)
 
 
@@ -267,6 +267,92 @@ def _hidden(irreps: str) -> Layout:
     return layout
 
 
+def _geometry(
+    r: Tensor, vel: Tensor | None, edges: Edges, lmax: int, options: SEGNNOptions | SEGNNLayerOptions
+) -> tuple[Tensor, ...]:
+    """Attributes of edges r [E, 3] and of nodes with velocities [R, 3], and what messages see of lengths [E, 1]."""
+    edge_attr = spherical_harmonics(lmax, r, options.harmonics)
+    node_attr = edges.mean(edge_attr)
+    if vel is not None:
+        node_attr = node_attr + spherical_harmonics(lmax, vel, options.harmonics)
+    return edge_attr, node_attr, length(r) if options.distance == "length" else r.square().sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class SEGNNLayerOptions:
+    """The layer under a temporal operator.
+
+    Attributes:
+        lmax: highest degree of the features.
+        lmax_attr: highest degree of the attributes.
+        allocation, harmonics, distance: see `SEGNNOptions`.
+    """
+
+    lmax: int = 1
+    lmax_attr: int = 1
+    allocation: Literal["weightbalanced", "balanced"] = "weightbalanced"
+    harmonics: Normalization = "integral"
+    distance: Literal["length", "squared"] = "length"
+
+    def blocks(self, hidden_dim: int) -> tuple[Block, ...]:
+        """The features."""
+        return Layout(hidden_irreps(hidden_dim, self.lmax, self.lmax_attr, self.allocation)).blocks
+
+
+@backbone("segnn", features=lambda hidden_dim, options: tuple((b.size, b.mul) for b in options.blocks(hidden_dim)))
+class SEGNNBackbone(nn.Module):
+    """The layer for temporal operators: it makes the attributes anew from where the points are, takes velocities into
+    its vectors, and moves the points by a vector of its features. The contract is that of
+    `equidyn.core.catalogue.backbone`.
+
+    Args:
+        hidden_dim: H, see `SEGNN`.
+        edge_dim: A, number of edge scalars.
+        update_features: no matter here, as the points move by the new features.
+        options: the irreps and attributes.
+    """
+
+    Options = SEGNNLayerOptions
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        edge_dim: int = 0,
+        *,
+        update_features: bool = True,
+        options: SEGNNLayerOptions = SEGNNLayerOptions(),
+    ) -> None:
+        super().__init__()
+        self.options, features = options, options.blocks(hidden_dim)
+        self.layer = SEGNNLayer(features, 1 + edge_dim, options.lmax_attr, "none")
+        vectors = [block.mul for block in features if block.irrep == (1, -1)]
+        self.velocity = nn.Parameter(torch.randn(*vectors) if vectors else torch.empty(0))
+        self.head = TensorProduct(features, [Block(1, -1, 1)], options.lmax_attr)
+        with torch.no_grad():  # start close to points at rest
+            self.head.weights[0].mul_(0.01)
+        self.velocity_in, self.velocity_out = Linear(features[0].mul, features[0].mul), Linear(features[0].mul, 1)
+
+    def forward(
+        self, h: Tensor, x: Tensor, v: Tensor, edges: Edges, edge_attr: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """New h and x, v as it came, and the new vectors and tensors."""
+        options = self.options
+        r = edges.from_senders(x) - edges.from_receivers(x)
+        edge, node, scalars = _geometry(r, v, edges, options.lmax_attr, options)
+        if edge_attr is not None and len(edge_attr):
+            scalars = torch.cat([scalars, edge_attr.repeat(len(r) // len(edge_attr), 1)], dim=1)
+        inputs = SteerableInputs.build(x, scalars, edges, edge, node, None)
+        blocks = [h[:, None], *tensors]
+        if len(tensors):
+            blocks[1] = blocks[1] + v[:, :, None] * self.velocity
+        invariant = [Block(0, 1, scalars.shape[1])]
+        products = contract([scalars[:, None]], invariant, self.layer.gate.source, inputs.edge_attributes)
+        blocks = self.layer(blocks, inputs, products)
+        (shift,) = self.head(blocks, inputs.node_attributes)
+        x = x + shift[:, :, 0] + self.velocity_out(F.silu(self.velocity_in(h))) * v
+        return blocks[0][:, 0], x, v, *blocks[1:]
+
+
 class SEGNN(nn.Module):
     """The network on particles or molecules: attributes and inputs made from a sample (section 4 of the paper).
 
@@ -338,12 +424,9 @@ class SEGNN(nn.Module):
         r = edges.from_senders(pos) - edges.from_receivers(pos)
         if sample.get("edge_shift") is not None:
             r = r + sample.edge_shift.flatten(0, -2)
-        harmonics = self.network.lmax_attr, self.options.harmonics
-        edge_attr = spherical_harmonics(harmonics[0], r, harmonics[1])
-        node_attr = edges.mean(edge_attr)
-        if vel is not None:
-            node_attr = node_attr + spherical_harmonics(harmonics[0], vel, harmonics[1])
-        scalars = self._edge_scalars(sample, r)
+        edge_attr, node_attr, scalars = _geometry(r, vel, edges, self.network.lmax_attr, self.options)
+        if self.edge_dim:
+            scalars = torch.cat([scalars, self._edge_scalars(sample)], dim=1)
         x = self._node_features(sample, pos, vel, graph)
         made = SteerableInputs.build(x, scalars, edges, edge_attr, node_attr, graph)
         self.network.prepare(made)
@@ -356,18 +439,15 @@ class SEGNN(nn.Module):
             raise InputError("no velocities", where="field vel", expected="[N, 3], or a model with velocity=False")
         return sample.vel.flatten(0, -2)
 
-    def _edge_scalars(self, sample: Data, r: Tensor) -> Tensor:
-        """[E, 1 + A]: the length of the edge, and the first columns of `edge_attr`."""
-        q = length(r) if self.options.distance == "length" else r.square().sum(-1, keepdim=True)
-        if not self.edge_dim:
-            return q
+    def _edge_scalars(self, sample: Data) -> Tensor:
+        """The first columns of `edge_attr`, [E, A]."""
         given = sample.get("edge_attr")
         if given is None or given.shape[-1] < self.edge_dim:
             got = None if given is None else tuple(given.shape)
             raise InputError(
                 "edge features", where="field edge_attr", expected=f"[E, {self.edge_dim}] or wider", got=got
             )
-        return torch.cat([q, given.flatten(0, -2)[:, : self.edge_dim]], dim=1)
+        return given.flatten(0, -2)[:, : self.edge_dim]
 
     def _node_features(self, sample: Data, pos: Tensor, vel: Tensor | None, graph: Tensor) -> Tensor:
         """[R, 3 (vectors) + F] in e3nn's layout: position from the centre, velocity, scalars."""
