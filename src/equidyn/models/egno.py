@@ -223,7 +223,7 @@ class EGNO(nn.Module):
         return features + linear(time, weight[:, x.shape[-1] :], bias)
 
     def _layer(self, number: int, state: Sequence[Tensor], edges: Edges, rows: _Rows) -> list[Tensor]:
-        """Apply one spatial layer to (h, x, v, *tensors) at all times at once; the time slices do not see each other."""
+        """One spatial layer on (h, x, v, *tensors) at all times at once; the time slices do not see each other."""
         h, x, v, *tensors = (t.flatten(0, 1) for t in state)
         out = self.layers[number](h, x, v, edges, rows.edge_attr, *tensors)
         return [t.unflatten(0, state[0].shape[:2]) for t in out]

@@ -102,7 +102,9 @@ class _Paths:
         self.groups = [(a, [k for k, own in enumerate(reached) if own == a]) for a in sorted(set(reached)) if a]
         self.width, self.pairs = basis.shape[2], sum(len(a) * len(k) for a, k in self.groups)
         found = [parts[k][:, list(a)].movedim(0, 1).flatten(0, 1) for a, k in self.groups]  # [(a, k), b, m]
-        self.constant = Constant(torch.cat(found).transpose(0, 1).flatten(0, 1) if found else basis.new_zeros(0, self.width))
+        self.constant = Constant(
+            torch.cat(found).transpose(0, 1).flatten(0, 1) if found else basis.new_zeros(0, self.width)
+        )
 
     def expand(self, phi: Tensor, columns: int) -> Tensor:
         """Features φ [E, n d_m] contracted with all maps of the basis: [E, b, (a, k) n]; b counts `columns`."""

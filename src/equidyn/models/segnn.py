@@ -23,8 +23,9 @@ is computed once for all layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -36,7 +37,7 @@ from torch_geometric.data import Data
 from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
 from equidyn.ops.coupling import Attributes, contract, degrees
-from equidyn.ops.edges import EdgeCache, Edges
+from equidyn.ops.edges import EdgeCache, Edges, in_parts
 from equidyn.ops.linear import Linear
 from equidyn.ops.steerable import (
     Block,
@@ -111,14 +112,17 @@ class SEGNNLayer(nn.Module):
         self.message_norm = SteerableNorm(features, "batch") if norm == "batch" else None
         self.norm = _norm(features, norm)
 
+    def _messages(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
+        edge = inputs.edge_attributes
+        m = self.gate(self.message_2(self.gate(self.message_1(h, products, inputs.edges, edge)), edge))
+        return m if self.message_norm is None else self.message_norm(m, inputs.graphs)
+
     def forward(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
-        """New h; `products` is what `contract` makes of the invariant inputs."""
-        edge, node = inputs.edge_attributes, inputs.node_attributes
-        m = self.gate(self.message_1(h, products, inputs.edges, edge))
-        m = self.gate(self.message_2(m, edge))
-        if self.message_norm is not None:
-            m = self.message_norm(m, inputs.graphs)
-        update = self.update_2(self.gate(self.update_1([*h, *_sum(m, inputs.edges)], node)), node)
+        """New h; `products` is what `inputs.products` makes for all layers, or nothing."""
+        node = inputs.node_attributes
+        whole = self.message_norm is not None and self.training
+        m = _sum(partial(self._messages, h), inputs, products, self.gate.source, whole=whole)
+        update = self.update_2(self.gate(self.update_1([*h, *m], node)), node)
         h = [old + new for old, new in zip(h, update, strict=True)]
         return h if self.norm is None else self.norm(h, inputs.graphs)
 
@@ -139,20 +143,44 @@ class SEConvLayer(nn.Module):
         self.message_norm = SteerableNorm(gate.source, "batch") if norm == "batch" else None
         self.norm = _norm(features, norm)
 
-    def forward(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
-        """New h."""
+    def _messages(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
         m = self.message_1(h, products, inputs.edges, inputs.edge_attributes)
         if self.message_2 is not None:
             m = self.message_2(self.gate(m), inputs.edge_attributes)
-        if self.message_norm is not None:
-            m = self.message_norm(m, inputs.graphs)
-        h = [old + new for old, new in zip(h, self.gate(_sum(m, inputs.edges)), strict=True)]
+        return m if self.message_norm is None else self.message_norm(m, inputs.graphs)
+
+    def forward(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
+        """New h."""
+        whole = self.message_norm is not None and self.training
+        m = _sum(partial(self._messages, h), inputs, products, self.gate.source, whole=whole)
+        h = [old + new for old, new in zip(h, self.gate(m), strict=True)]
         return h if self.norm is None else self.norm(h, inputs.graphs)
 
 
-def _sum(m: Blocks, edges: Edges) -> Blocks:
-    """The messages that arrive at each node, added up."""
-    return [edges.sum(part.flatten(1)).unflatten(1, part.shape[1:]) for part in m]
+def _sum(
+    messages: Callable[[SteerableInputs, Blocks], Blocks],
+    inputs: SteerableInputs,
+    products: Blocks,
+    target: Sequence[Block],
+    *,
+    whole: bool,
+) -> Blocks:
+    """The messages that arrive at each node, added up; where edges are many, from one part of them after the other.
+
+    Args:
+        messages: of the inputs and the products.
+        inputs: of all edges.
+        products: of all edges, or none yet.
+        target: what products are made for.
+        whole: never in parts, as for the statistics of all messages.
+    """
+
+    def sums(edges: Edges, index: Tensor | None) -> tuple[Tensor, ...]:
+        own = inputs if index is None else inputs.part(edges, index)
+        m = messages(own, products or own.products(target))
+        return tuple(edges.sum(block.flatten(1)).unflatten(1, block.shape[1:]) for block in m)
+
+    return list(sums(inputs.edges, None) if whole else in_parts(inputs.edges, sums))
 
 
 def _norm(features: Sequence[Block], kind: str) -> SteerableNorm | None:
@@ -188,6 +216,16 @@ class SteerableInputs:
         node_attr = torch.cat([torch.ones_like(node_attr[:, :1]), node_attr[:, 1:]], dim=1)
         graphs = None if graph is None else Graphs.build(graph, x.dtype)
         return SteerableInputs(x, scalars, edges, Attributes(edge_attr), Attributes(node_attr), graphs)
+
+    def part(self, edges: Edges, index: Tensor) -> SteerableInputs:
+        """The same for some of the edges, [part] of all."""
+        attributes = Attributes(self.edge_attributes.values[index])
+        return replace(self, scalars=self.scalars[index], edges=edges, edge_attributes=attributes)
+
+    def products(self, target: Sequence[Block]) -> Blocks:
+        """The invariant inputs times the attributes: nothing in these products is learned."""
+        invariant = [Block(0, 1, self.scalars.shape[1])]
+        return contract([self.scalars[:, None]], invariant, target, self.edge_attributes)
 
 
 class SteerableNetwork(nn.Module):
@@ -241,15 +279,16 @@ class SteerableNetwork(nn.Module):
         """Make the couplings of all layers; what `forward` does then depends on shapes alone."""
         for name, module in self.named_modules():
             if isinstance(module, TensorProduct | MessageProduct):
-                module.prepare(inputs.edge_attributes if "message" in name else inputs.node_attributes)
+                if "message" not in name:
+                    module.prepare(inputs.node_attributes)
+                elif not inputs.edges.many:
+                    module.prepare(inputs.edge_attributes)
 
     def forward(self, inputs: SteerableInputs) -> Tensor:
         """[R, O] in e3nn's layout of the target, or [B, O] for graphs."""
         node = inputs.node_attributes
         h = self.embedding(self.source.from_e3nn(inputs.x), node)
-        invariant = [Block(0, 1, self.scalars)]
-        # Nothing in these products is learned: one for all layers.
-        products = contract([inputs.scalars[:, None]], invariant, self.gate.source, inputs.edge_attributes)
+        products = [] if inputs.edges.many else inputs.products(self.gate.source)  # one for all layers
         for layer in self.layers:
             h = layer(h, inputs, products)
         y = self.out_2(self.gate(self.out_1(h, node)), node)
@@ -345,9 +384,7 @@ class SEGNNBackbone(nn.Module):
         blocks = [h[:, None], *tensors]
         if len(tensors):
             blocks[1] = blocks[1] + v[:, :, None] * self.velocity
-        invariant = [Block(0, 1, scalars.shape[1])]
-        products = contract([scalars[:, None]], invariant, self.layer.gate.source, inputs.edge_attributes)
-        blocks = self.layer(blocks, inputs, products)
+        blocks = self.layer(blocks, inputs, [])
         (shift,) = self.head(blocks, inputs.node_attributes)
         x = x + shift[:, :, 0] + self.velocity_out(F.silu(self.velocity_in(h))) * v
         return blocks[0][:, 0], x, v, *blocks[1:]
