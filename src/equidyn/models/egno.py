@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -248,7 +248,7 @@ class EGNO(nn.Module):
         for number in range(len(self.layers)):
             if len(self.time_convs):
                 h = h + leaky_relu(self.time_convs[number](h[:own], asked))
-                convs = self.tensor_convs[number]
+                convs = cast(nn.ModuleList, self.tensor_convs[number])
                 tensors = [t + conv(t[:own], asked) for t, conv in zip(tensors, convs, strict=True)]
                 z = torch.stack([x - centre, v], dim=1).movedim(1, -1)  # channels last, apart in memory
                 z = z + self.motion_convs[number](z[:own], asked)

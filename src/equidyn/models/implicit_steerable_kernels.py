@@ -409,8 +409,8 @@ class KernelBackbone(nn.Module):
         f = self.activation(self.lift(torch.cat([f, moving], dim=1)))
         f = self.activation(self.norm(self.conv(f, r, edges, edge_attr)) + f)
         x = x + self.out(torch.cat([f, moving], dim=1))[:, self._order.argsort()]
-        h, *tensors = f.unflatten(1, (self.copies, -1)).mT.split([1, *(t.shape[1] for t in tensors)], dim=1)
-        return h[:, 0], x, v, *tensors
+        scalars, *rest = f.unflatten(1, (self.copies, -1)).mT.split([1, *(t.shape[1] for t in tensors)], dim=1)
+        return scalars[:, 0], x, v, *rest
 
 
 class ImplicitSteerableKernels(nn.Module):

@@ -294,6 +294,8 @@ class SteerableNetwork(nn.Module):
         y = self.out_2(self.gate(self.out_1(h, node)), node)
         if self.readout == "node":
             return self.target.to_e3nn(y)
+        if inputs.graphs is None:
+            raise InputError("no graphs", where="inputs of a graph readout", expected="the graph of each node")
         pooled = inputs.graphs.mean(join(y)) if self.options.pool == "mean" else inputs.graphs.sum(join(y))
         return self.graph_2(F.silu(self.graph_1(pooled)))
 
