@@ -39,7 +39,7 @@ def check(
     model: Model,
     sample: Data,
     *,
-    group: str = "E(n)",
+    group: str | None = None,
     kinds: Kinds | None = None,
     tolerance: float | None = None,
     optional: Collection[str] = (),
@@ -53,8 +53,9 @@ def check(
     Args:
         model: any callable `model(sample) -> dict[str, Tensor]`, one row per node, edge or graph in each tensor.
         sample: one graph; see `random_sample`. Fields that are not in `equidyn.core.fields` count as invariant.
-        group: "E(3)", "SE(3)", "O(3)" or "SO(3)", or with n for the dimension of the sample. Checks of symmetries
-            that the group does not hold are measured for information only.
+        group: "E(3)", "SE(3)", "O(3)" or "SO(3)", or with n for the dimension of the sample; if not given what the
+            model claims as `model.symmetry`, or "E(n)". Checks of symmetries that the group does not hold are measured
+            for information only.
         kinds: how outputs (and fields) without an entry in `equidyn.core.fields` transform, `{"dipole": "vector"}`;
             invariant where nothing is said.
         tolerance: largest relative error of a symmetry; if not given 1e-10 in float64, 1e-4 in float32, 3e-2 below.
@@ -68,6 +69,7 @@ def check(
     for name in optional:
         if name not in CHECKS:
             raise unknown_name("check", name, CHECKS, where="optional")
+    group = getattr(model, "symmetry", "E(n)") if group is None else group
     with evaluating(model):
         probe = make_probe(model, sample, kinds or {}, tolerance, seed)
         informative = _not_promised(group, probe.dimensions) | set(optional)
@@ -79,7 +81,7 @@ def assert_conforms(
     model: Model,
     sample: Data,
     *,
-    group: str = "E(n)",
+    group: str | None = None,
     kinds: Kinds | None = None,
     tolerance: float | None = None,
     optional: Collection[str] = (),

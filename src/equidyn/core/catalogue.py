@@ -56,20 +56,42 @@ class Entry:
     gives: tuple[str, ...]
 
 
-BACKBONES: dict[str, Any] = {}
-"""Equivariant layers that a temporal operator can lift to trajectories, by name; see `backbone`."""
+@dataclass(frozen=True)
+class Backbone:
+    """An equivariant layer that a temporal operator can lift to trajectories.
+
+    Attributes:
+        layer: its class, with a frozen dataclass `Options`.
+        features: from `hidden_dim` and the options to (components, channels) of each block of features; the first are
+            scalars, (1, C).
+        symmetry: from the options to the group the layer is equivariant under, in three dimensions.
+    """
+
+    layer: Any
+    features: Callable[[int, Any], tuple[tuple[int, int], ...]]
+    symmetry: Callable[[Any], str]
 
 
-def backbone(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+BACKBONES: dict[str, Backbone] = {}
+"""Layers that a temporal operator can lift, by name; see `backbone`."""
+
+
+def backbone(
+    name: str,
+    *,
+    features: Callable[[int, Any], tuple[tuple[int, int], ...]] = lambda hidden_dim, options: ((1, hidden_dim),),
+    symmetry: Callable[[Any], str] = lambda options: "E(3)",
+) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: offer a layer as a backbone under a name, so that systems need not import each other.
 
-    A backbone is built as `Layer(hidden_dim, edge_dim, **options)` and called as `layer(h, x, v, edges, edge_attr)`
-    with rows of nodes h [R, H], x [R, 3], v [R, 3], the `Edges` of those rows and edge scalars [E, A], where the rows
-    of `edges` may be several copies of E; it returns the new (h, x, v).
+    A backbone is built as `Layer(hidden_dim, edge_dim, update_features=..., options=Layer.Options(...))` and called as
+    `layer(h, x, v, edges, edge_attr, *tensors)` with rows of nodes h [R, C], x [R, 3], v [R, 3], the `Edges` of those
+    rows, edge scalars [E, A], where the rows of `edges` may be several copies of E, and the blocks of features after
+    the scalars, [R, components, channels] each, that turn with the points; it returns the new (h, x, v, *tensors).
     """
 
     def register(layer: type[nn.Module]) -> type[nn.Module]:
-        BACKBONES[name] = layer
+        BACKBONES[name] = Backbone(layer, features, symmetry)
         return layer
 
     return register

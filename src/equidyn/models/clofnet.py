@@ -204,7 +204,7 @@ class ClofNetLayer(nn.Module):
         return shift * (100 / safe_length(shift).clamp(min=100)) if options.clamp == "norm" else shift
 
 
-@backbone("clofnet")
+@backbone("clofnet", symmetry=lambda options: "E(3)" if options.reflections else "SE(3)")
 class ClofNetBackbone(nn.Module):
     """The layer for temporal operators: it sees rows of any graphs, so it takes its frames around the neighbours and
     projects positions and velocities anew each time. The contract is that of `equidyn.core.catalogue.backbone`.

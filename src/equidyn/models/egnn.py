@@ -24,7 +24,7 @@ from torch_geometric.data import Data
 
 from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
-from equidyn.ops.edges import EdgeCache, Edges
+from equidyn.ops.edges import EdgeCache, Edges, in_parts
 from equidyn.ops.linear import Linear, side_by_side, split_linear
 from equidyn.ops.message import MessageWeights, fused_messages
 from equidyn.ops.vectors import length
@@ -88,6 +88,11 @@ class _ShiftNet(nn.Module):
 
     def forward(self, m: Tensor) -> Tensor:
         return self.out(self.act(self.inner(m)))
+
+
+def _rows(edge_attr: Tensor | None, index: Tensor | None) -> Tensor | None:
+    """The rows for edges of several copies, of which `edge_attr` has the first."""
+    return edge_attr if edge_attr is None or index is None else edge_attr[index % len(edge_attr)]
 
 
 @backbone("egnn")
@@ -155,12 +160,26 @@ class EGNNLayer(nn.Module):
             New h and x, and v as it came.
         """
         ends = side_by_side(h, self.from_receiver, self.from_sender)
+        total, *shift = in_parts(edges, lambda part, index: self._sums(ends, x, v, _rows(edge_attr, index), part))
+        moved = x + self._bounded(shift[0], edges) if shift else x
+        if self.velocity and v is not None:
+            moved = moved + self.velocity_out(self.act(self.velocity_in(h))) * v
+        if not self.update_features:
+            return h, moved, v
+        a = self.from_self(h) + self.from_messages(total)
+        if self.from_input is not None:
+            a = a + self.from_input(x0)
+        update = self.node_out(self.act(a))
+        return (h + update if self.options.residual else update), moved, v
+
+    def _sums(
+        self, ends: Tensor, x: Tensor, v: Tensor | None, edge_attr: Tensor | None, edges: Edges
+    ) -> tuple[Tensor, ...]:
+        """What arrives at each node: the messages, and the vectors along which they move it."""
         r = edges.from_receivers(x) - edges.from_senders(x)
-        w = (
-            edges.from_receivers(v) - edges.from_senders(v)
-            if self.options.relative_velocity and v is not None
-            else None
-        )
+        w = None
+        if self.options.relative_velocity and v is not None:
+            w = edges.from_receivers(v) - edges.from_senders(v)
         q = self._invariants(r, w)
         # One row per edge of a single copy of the graph; a lone particle has none.
         shared = (
@@ -173,17 +192,7 @@ class EGNNLayer(nn.Module):
             total, g = fused_messages(ends, q, shared, edges, self._weights())
         else:
             total, g = self._messages(ends, q, shared, edges)
-        if g is not None:
-            x = x + self._shift(r, w, g, edges)
-        if self.velocity and v is not None:
-            x = x + self.velocity_out(self.act(self.velocity_in(h))) * v
-        if not self.update_features:
-            return h, x, v
-        a = self.from_self(h) + self.from_messages(total)
-        if self.from_input is not None:
-            a = a + self.from_input(x0)
-        update = self.node_out(self.act(a))
-        return (h + update if self.options.residual else update), x, v
+        return (total,) if g is None else (total, edges.sum(self._along(r, w, g)))
 
     def _invariants(self, r: Tensor, w: Tensor | None) -> Tensor:
         """What the messages see of relative positions r and velocities w [E, n]: [E, D]."""
@@ -217,17 +226,20 @@ class EGNNLayer(nn.Module):
             distance, second.weight, second.bias, third.weight, third.bias, fourth.weight, fourth.bias
         )
 
-    def _shift(self, r: Tensor, w: Tensor | None, g: Tensor, edges: Edges) -> Tensor:
-        """C sum_j r_ij phi_x(m_ij) (equation 4), and w_ij beside r_ij where it is given."""
+    def _along(self, r: Tensor, w: Tensor | None, g: Tensor) -> Tensor:
+        """r_ij phi_x(m_ij) (equation 4), and w_ij beside r_ij where it is given."""
         if self.options.normalize == "unit":
             r = r / (length(r).detach() + 1e-8)
         elif self.options.normalize == "plus_one":
             r = r / (length(r) + 1)
         g = g.tanh() if self.options.bounded else g
         t = r * g[:, :1] if w is None else r * g[:, :1] + w * g[:, 1:]
-        if self.options.clamp == "message_component":
-            t = t.clamp(-100, 100)
-        f = edges.mean(t) if self.options.reduce == "mean" else edges.sum(t)
+        return t.clamp(-100, 100) if self.options.clamp == "message_component" else t
+
+    def _bounded(self, f: Tensor, edges: Edges) -> Tensor:
+        """The shift from its sum over neighbours."""
+        if self.options.reduce == "mean":
+            f = f * edges.inverse_degree
         if self.options.clamp == "component":
             f = f.clamp(-100, 100)
         elif self.options.clamp == "norm":

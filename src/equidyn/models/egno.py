@@ -3,16 +3,18 @@
 Xu, Han, Lou, Kossaifi, Ramanathan, Azizzadenesheli, Leskovec, Ermon, Anandkumar, "Equivariant Graph Neural Operator for
 Modeling 3D Dynamics", ICML 2024, arXiv 2401.11037.
 
-Symmetry: rotations, reflections, translations and permutations of the nodes.
+Symmetry: rotations, translations and permutations of the nodes, and reflections where the backbone keeps them
+(`EGNO.symmetry` says so).
 
 Reads `pos [N, 3]`, `vel [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `edge_attr [E, A]`, `batch [N]` and
 `times [1, P]` (in the unit in which `vel` counts time), and if told to `gravity [1, 3]`; node and edge fields may carry
 a leading batch axis beside one shared `edge_index`. Gives `trajectory [N, P, 3]` and `trajectory_vel [N, P, 3]` at
-those times, in the units of `pos` and `vel`, and on request the features `h [N, P, H]`.
+those times, in the units of `pos` and `vel`, and on request the scalar features `h [N, P, C]`.
 
 The network alternates two operators on functions of time: a temporal convolution of each node's own trajectory, and a
 spatial layer (any backbone) that lets the nodes interact, separately at each time. Both are equivariant, so their
-composition is.
+composition is. Features that turn with the points, vectors and higher tensors that some backbones carry, go through the
+temporal convolution as positions and velocities do: it mixes their channels and times, never their components.
 
 Differences from the original: time points are physical times and any of them inside the window can be asked for (the
 convolution integrates over the anchor times alone, so an answer does not depend on what else is asked); the graph is
@@ -25,8 +27,9 @@ direction of the world that turns with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +112,7 @@ class EGNO(nn.Module):
     Args:
         node_dim: F, scalar features per node.
         edge_dim: A, scalar features per edge.
-        hidden_dim: H.
+        hidden_dim: H, from which the backbone makes the widths of its features; of C = H scalars unless it has others.
         num_layers: L.
         times: the P equidistant anchor times of the temporal convolution, predicted when a sample names no times; the
             last one closes the window.
@@ -151,19 +154,23 @@ class EGNO(nn.Module):
         self.times = _equidistant(times)
         self.spacing = self.times[-1] - self.times[-2] if len(times) > 1 else self.times[0]
         self.lift, self.time_dim, self.features = lift, time_dim, features
+        kind = BACKBONES[backbone]
+        paper = PAPER_LAYER if backbone == "egnn" else {}
+        layer_options = kind.layer.Options(**(paper if options is None else options))
+        self.symmetry = kind.symmetry(layer_options)
+        (_, scalars), *self.tensors = kind.features(hidden_dim, layer_options)
         convolve = range(num_layers if num_modes else 0)
-        self.embedding = Linear(node_dim + time_dim, hidden_dim)
-        self.time_convs = nn.ModuleList(
-            TemporalConv(hidden_dim, len(times), num_modes, basis=basis, scale=hidden_dim**-2) for _ in convolve
+        conv = partial(TemporalConv, num_points=len(times), num_modes=num_modes, basis=basis)
+        self.embedding = Linear(node_dim + time_dim, scalars)
+        self.time_convs = nn.ModuleList(conv(scalars, scale=scalars**-2) for _ in convolve)
+        self.tensor_convs = nn.ModuleList(
+            nn.ModuleList(conv(channels, scale=channels**-2) for _, channels in self.tensors) for _ in convolve
         )
         # Positions and velocities are two channels of vectors, mixed over time as the scalars are (equation 8).
-        self.motion_convs = nn.ModuleList(TemporalConv(2, len(times), num_modes, basis=basis) for _ in convolve)
-        self.gravity = nn.ModuleList(_Gravity(hidden_dim) for _ in range(num_layers if gravity else 0))
-        layer = BACKBONES[backbone]
-        paper = PAPER_LAYER if backbone == "egnn" else {}
-        layer_options = layer.Options(**(paper if options is None else options))
+        self.motion_convs = nn.ModuleList(conv(2) for _ in convolve)
+        self.gravity = nn.ModuleList(_Gravity(scalars) for _ in range(num_layers if gravity else 0))
         self.layers = nn.ModuleList(
-            layer(hidden_dim, edge_dim, update_features=features or number < num_layers - 1, options=layer_options)
+            kind.layer(hidden_dim, edge_dim, update_features=features or number < num_layers - 1, options=layer_options)
             for number in range(num_layers)
         )
         self._edges = EdgeCache()
@@ -215,16 +222,16 @@ class EGNO(nn.Module):
         features = linear(x, weight[:, : x.shape[-1]])
         return features + linear(time, weight[:, x.shape[-1] :], bias)
 
-    def _layer(self, number: int, h: Tensor, x: Tensor, v: Tensor, edges: Edges, rows: _Rows) -> tuple[Tensor, ...]:
-        """Apply one spatial layer to all times at once; the time slices do not see each other."""
-        flat = (t.flatten(0, 1) for t in (h, x, v))
-        out = self.layers[number](*flat, edges, rows.edge_attr)
-        return tuple(t.view(*x.shape[:2], -1) for t in out)
+    def _layer(self, number: int, state: Sequence[Tensor], edges: Edges, rows: _Rows) -> list[Tensor]:
+        """One spatial layer on (h, x, v, *tensors) at all times at once; the time slices do not see each other."""
+        h, x, v, *tensors = (t.flatten(0, 1) for t in state)
+        out = self.layers[number](h, x, v, edges, rows.edge_attr, *tensors)
+        return [t.unflatten(0, state[0].shape[:2]) for t in out]
 
     def _evolve(
         self, rows: _Rows, edges: Edges, times: Tensor | None, g: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x, v, h at the model's times, or at the requested ones, [P, R, C] each (equations 5 to 8)."""
+        """x, v and scalars h at the model's times, or at the requested ones, [P, R, C] each (equations 5 to 8)."""
         own = len(self.times)
         points = torch.arange(own, dtype=torch.float64, device=rows.pos.device)[:, None]
         asked = None
@@ -236,16 +243,19 @@ class EGNO(nn.Module):
         x, v = (t.expand(len(points), -1, -1) for t in (rows.pos, rows.vel))
         if self.lift == "ballistic":
             x = x + v * (self.times[0] + points * self.spacing).to(x.dtype)[..., None]
+        tensors = [x.new_zeros(*x.shape[:2], *shape) for shape in self.tensors]
         centre = rows.centre
         for number in range(len(self.layers)):
             if len(self.time_convs):
                 h = h + leaky_relu(self.time_convs[number](h[:own], asked))
+                convs = cast(nn.ModuleList, self.tensor_convs[number])
+                tensors = [t + conv(t[:own], asked) for t, conv in zip(tensors, convs, strict=True)]
                 z = torch.stack([x - centre, v], dim=1).movedim(1, -1)  # channels last, apart in memory
                 z = z + self.motion_convs[number](z[:own], asked)
                 x, v = z[..., 0] + centre, z[..., 1]
             if g is not None:
                 h, x = self.gravity[number](h, x, v, centre, g)
-            h, x, v = self._layer(number, h, x, v, edges, rows)
+            h, x, v, *tensors = self._layer(number, (h, x, v, *tensors), edges, rows)
         keep = slice(None) if times is None else slice(own, None)
         return x[keep], v[keep], h[keep]
 
@@ -272,7 +282,7 @@ ENTRY = Entry(
         year=2024,
         arxiv="2401.11037",
     ),
-    symmetry="E(3)",
+    symmetry="E(3), or that of its backbone",
     needs=("pos", "vel", "x", "edge_index"),
     gives=("trajectory", "trajectory_vel", "h"),
 )

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from equidyn.core.catalogue import Citation, Entry
+from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
 from equidyn.ops.edges import EdgeCache, Edges
 from equidyn.ops.fields import (
@@ -44,6 +44,7 @@ from equidyn.ops.fields import (
 from equidyn.ops.linear import Linear, linear
 from equidyn.ops.outer import Slots, neighbour_slots, sum_of_outer
 from equidyn.ops.representations import (
+    Constant,
     Group,
     band,
     get_group,
@@ -84,6 +85,42 @@ class KernelOptions:
     readout_dim: int = 32
 
 
+class _Paths:
+    """Which entries (a, b, m) of the basis maps of one part of the kernel's input are there at all.
+
+    A map of the basis takes one irrep m to one irrep a of the output and one b of the input: nine in ten entries of the
+    dense map are zero. The rows a that go together make a group, with the maps k that lead to them.
+
+    Args:
+        basis: [K, d_out d_in, d_m].
+        rows: d_out.
+    """
+
+    def __init__(self, basis: Tensor, rows: int) -> None:
+        parts = basis.unflatten(1, (rows, -1))  # [K, a, b, m]
+        reached = [tuple(row.nonzero().flatten().tolist()) for row in parts.abs().sum((2, 3)) > 1e-12]
+        self.groups = [(a, [k for k, own in enumerate(reached) if own == a]) for a in sorted(set(reached)) if a]
+        self.width, self.pairs = basis.shape[2], sum(len(a) * len(k) for a, k in self.groups)
+        found = [parts[k][:, list(a)].movedim(0, 1).flatten(0, 1) for a, k in self.groups]  # [(a, k), b, m]
+        self.constant = Constant(
+            torch.cat(found).transpose(0, 1).flatten(0, 1) if found else basis.new_zeros(0, self.width)
+        )
+
+    def expand(self, phi: Tensor, columns: int) -> Tensor:
+        """Features φ [E, n d_m] contracted with all maps of the basis: [E, b, (a, k) n]; b counts `columns`."""
+        psi = linear(phi.unflatten(1, (-1, self.width)), self.constant(phi))  # [E, n, b (a, k)]
+        return psi.unflatten(2, (columns, self.pairs)).permute(0, 2, 3, 1).flatten(2)
+
+    def mix(self, z: Tensor, weight: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Rows a and their values [M, a, c_out] from z [M, (a, k) n, c_in] and weights [c_out, c_in, n, K]."""
+        n = weight.shape[2]
+        parts = z.split([len(a) * len(k) * n for a, k in self.groups], dim=1)
+        return [
+            (a, linear(part.reshape(len(z), len(a), -1), weight[..., k].permute(0, 3, 2, 1).flatten(1)))
+            for (a, k), part in zip(self.groups, parts, strict=True)
+        ]
+
+
 class Kernel(nn.Module):
     """The implicit kernel K(r, a) = exp(-|r|² / 2 σ²) MLP(r, a), [c_out d_out, c_in d_in].
 
@@ -102,6 +139,9 @@ class Kernel(nn.Module):
     ) -> None:
         super().__init__()
         self.body, self.last, self.shape, self.harmonics = body, last, shape, harmonics
+        self.paths = [_Paths(basis.value, shape[2]) for basis in last.bases]
+        if last.bias is not None and last.invariant is not None:
+            self.paths.append(_Paths(last.invariant.value.T[..., None], shape[2]))
         self.width = nn.Parameter(torch.tensor(float(width)))
 
     def features(self, r: Tensor, attributes: Tensor | None = None) -> Tensor:
@@ -123,6 +163,28 @@ class Kernel(nn.Module):
         offset = torch.zeros_like(matrix[:, 0]) if offset is None else offset
         full = torch.cat([matrix, offset[:, None]], dim=1).view(*self.shape, -1)  # [c_out, c_in, d_out, d_in, Q + 1]
         return full.permute(0, 2, 4, 1, 3).flatten(3, 4).flatten(0, 1)
+
+    def contract(self, x: Tensor, r: Tensor, edges: Edges, attributes: Tensor | None, slots: Slots) -> Tensor:
+        """Σ_j K(r_ij, a_ij) x_j of x [N, c_in d_in], without the kernels: [M, c_out d_out].
+
+        The kernel is linear in the features φ of its network, y_a = Σ_k W_k Σ_j Σ_bm B_kabm φ_ijm x_jb: the sum over
+        neighbours is one product of small matrices per node, and the weights W act once per node, not per edge.
+        """
+        c_out, c_in, d_out, d_in = self.shape
+        phi = self.features(r, attributes)
+        counts = [weight.shape[1] * path.width for weight, path in zip(self.last.weights, self.paths, strict=False)]
+        weights = [weight.unflatten(0, (c_out, c_in)) for weight in self.last.weights]
+        if len(self.paths) > len(weights) and self.last.bias is not None:
+            weights.append(self.last.bias.view(c_out, c_in, 1, -1))
+        given = phi.split([*counts, 1], dim=1)
+        psi = [path.expand(part, d_in) for path, part in zip(self.paths, given, strict=False)]
+        sent = edges.from_senders(x.unflatten(1, (c_in, d_in)).mT.flatten(1)).unflatten(1, (d_in, c_in))
+        z = sum_of_outer(torch.cat(psi, dim=2), sent, slots)
+        y = x.new_zeros(len(z), d_out, c_out)
+        for path, weight, part in zip(self.paths, weights, z.split([p.shape[2] for p in psi], dim=1), strict=True):
+            for rows, value in path.mix(part, weight):
+                y = y.index_add(1, torch.tensor(rows, device=x.device), value)
+        return y.mT.flatten(1)
 
     def forward(self, r: Tensor, attributes: Tensor | None = None) -> Tensor:
         """Kernels [P, c_out d_out, c_in d_in]."""
@@ -171,9 +233,6 @@ def make_kernel(
 class PointConv(nn.Module):
     """y_i = Σ_j K(r_ij, a_ij) x_j + b.
 
-    The kernel is linear in the features φ of its network, so that Σ_j K x_j = T · Σ_j φ_ij x_jᵀ: the sum over
-    neighbours is one product of small matrices per node, and the large last map acts once per node, not per edge.
-
     Args:
         kernel: from the input to the output field.
         invariant: [d_out, T] invariant vectors of one output field.
@@ -200,8 +259,7 @@ class PointConv(nn.Module):
             [M, c_out d_out].
         """
         slots = neighbour_slots(edges, len(x)) if slots is None else slots
-        outer = sum_of_outer(self.kernel.features(r, attributes), edges.from_senders(x), slots)
-        y = linear(outer.flatten(1), self.kernel.tensor().flatten(1))
+        y = self.kernel.contract(x, r, edges, attributes, slots)
         if self.reduce == "mean":
             y = y * edges.inverse_degree[: len(y)]
         return y + self.bias()
@@ -271,6 +329,88 @@ class Block(nn.Module):
         """Features [R, C d] to the same; `graph` is what the convolutions take beside them."""
         y = self.activation(self.norms[0](self.convs[0](h, *graph)))
         return self.activation(self.norms[1](self.convs[1](y, *graph)) + h)
+
+
+@dataclass(frozen=True)
+class KernelLayerOptions(KernelOptions):
+    """The layer under a temporal operator.
+
+    Attributes:
+        group: with reflections or without.
+        order: highest frequency of a field.
+    """
+
+    group: Literal["O(3)", "SO(3)"] = "O(3)"
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        if self.norm == "batch" or self.order < 1 or self.group not in ("O(3)", "SO(3)"):
+            expected = "norm field or none, order 1 or more, group O(3) or SO(3)"
+            raise InputError("kernels under a temporal operator", where="options", expected=expected, got=self)
+
+    def field(self, hidden_dim: int) -> Field:
+        """The features: about `hidden_dim` components."""
+        irreps = band(self.order, 3)
+        return Field(max(1, hidden_dim // size(irreps, 3)), irreps)
+
+
+def _blocks(hidden_dim: int, options: KernelLayerOptions) -> tuple[tuple[int, int], ...]:
+    field = options.field(hidden_dim)
+    return tuple((2 * order + 1, field.copies) for _, order in field.irreps)
+
+
+@backbone("implicit_steerable_kernels", features=_blocks, symmetry=lambda options: options.group.replace("O", "E"))
+class KernelBackbone(nn.Module):
+    """The layer for temporal operators: it takes velocities into its vectors, convolves by where the points are, and
+    moves them by a vector of its features. The contract is that of `equidyn.core.catalogue.backbone`.
+
+    Args:
+        hidden_dim: components of a node's features, the same number of copies of each irrep.
+        edge_dim: A, number of edge scalars.
+        update_features: no matter here, as the points move by the new features.
+        options: the kernel network and the fields.
+    """
+
+    Options = KernelLayerOptions
+    _order: Tensor
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        edge_dim: int = 0,
+        *,
+        update_features: bool = True,
+        options: KernelLayerOptions = KernelLayerOptions(),
+    ) -> None:
+        super().__init__()
+        self.options, field, group = options, options.field(hidden_dim), get_group(options.group, 3)
+        moving, invariant = Field(1, (band(1, 3)[1],)), invariants(group, field.irreps)
+        attributes = [Field(edge_dim, ((0, 0),))] if edge_dim else []
+        self.copies = field.copies
+        self.lift = equivariant_linear(group, [field, moving], field)
+        self.conv = PointConv(make_kernel(group, field, field, attributes, options), invariant, options.reduce)
+        self.norm = make_norm(options.norm, field.copies, invariant)
+        self.activation = make_activation(field.irreps, 3, options.activation)
+        self.out = equivariant_linear(group, [field, moving], moving)
+        with torch.no_grad():  # start close to points at rest
+            for weight in self.out.weights:
+                weight.mul_(0.01)
+        self.register_buffer("_order", torch.tensor(vector_order(3)), persistent=False)
+
+    def forward(
+        self, h: Tensor, x: Tensor, v: Tensor, edges: Edges, edge_attr: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """New h and x, v as it came, and the new vectors and tensors."""
+        r = (edges.from_receivers(x) - edges.from_senders(x)) / self.options.scale
+        if edge_attr is not None:
+            edge_attr = edge_attr.repeat(len(r) // max(len(edge_attr), 1), 1)
+        f = torch.cat([h[:, None], *tensors], dim=1)  # [R, components, copies]
+        f, moving = f.mT.flatten(1), v[:, self._order]
+        f = self.activation(self.lift(torch.cat([f, moving], dim=1)))
+        f = self.activation(self.norm(self.conv(f, r, edges, edge_attr)) + f)
+        x = x + self.out(torch.cat([f, moving], dim=1))[:, self._order.argsort()]
+        scalars, *rest = f.unflatten(1, (self.copies, -1)).mT.split([1, *(t.shape[1] for t in tensors)], dim=1)
+        return scalars[:, 0], x, v, *rest
 
 
 class ImplicitSteerableKernels(nn.Module):

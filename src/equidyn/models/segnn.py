@@ -23,8 +23,9 @@ is computed once for all layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -33,10 +34,10 @@ from e3nn import o3
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from equidyn.core.catalogue import Citation, Entry
+from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
 from equidyn.ops.coupling import Attributes, contract, degrees
-from equidyn.ops.edges import EdgeCache, Edges
+from equidyn.ops.edges import EdgeCache, Edges, in_parts
 from equidyn.ops.linear import Linear
 from equidyn.ops.steerable import (
     Block,
@@ -111,14 +112,17 @@ class SEGNNLayer(nn.Module):
         self.message_norm = SteerableNorm(features, "batch") if norm == "batch" else None
         self.norm = _norm(features, norm)
 
+    def _messages(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
+        edge = inputs.edge_attributes
+        m = self.gate(self.message_2(self.gate(self.message_1(h, products, inputs.edges, edge)), edge))
+        return m if self.message_norm is None else self.message_norm(m, inputs.graphs)
+
     def forward(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
-        """New h; `products` is what `contract` makes of the invariant inputs."""
-        edge, node = inputs.edge_attributes, inputs.node_attributes
-        m = self.gate(self.message_1(h, products, inputs.edges, edge))
-        m = self.gate(self.message_2(m, edge))
-        if self.message_norm is not None:
-            m = self.message_norm(m, inputs.graphs)
-        update = self.update_2(self.gate(self.update_1([*h, *_sum(m, inputs.edges)], node)), node)
+        """New h; `products` is what `inputs.products` makes for all layers, or nothing."""
+        node = inputs.node_attributes
+        whole = self.message_norm is not None and self.training
+        m = _sum(partial(self._messages, h), inputs, products, self.gate.source, whole=whole)
+        update = self.update_2(self.gate(self.update_1([*h, *m], node)), node)
         h = [old + new for old, new in zip(h, update, strict=True)]
         return h if self.norm is None else self.norm(h, inputs.graphs)
 
@@ -139,20 +143,44 @@ class SEConvLayer(nn.Module):
         self.message_norm = SteerableNorm(gate.source, "batch") if norm == "batch" else None
         self.norm = _norm(features, norm)
 
-    def forward(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
-        """New h."""
+    def _messages(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
         m = self.message_1(h, products, inputs.edges, inputs.edge_attributes)
         if self.message_2 is not None:
             m = self.message_2(self.gate(m), inputs.edge_attributes)
-        if self.message_norm is not None:
-            m = self.message_norm(m, inputs.graphs)
-        h = [old + new for old, new in zip(h, self.gate(_sum(m, inputs.edges)), strict=True)]
+        return m if self.message_norm is None else self.message_norm(m, inputs.graphs)
+
+    def forward(self, h: Blocks, inputs: SteerableInputs, products: Blocks) -> Blocks:
+        """New h."""
+        whole = self.message_norm is not None and self.training
+        m = _sum(partial(self._messages, h), inputs, products, self.gate.source, whole=whole)
+        h = [old + new for old, new in zip(h, self.gate(m), strict=True)]
         return h if self.norm is None else self.norm(h, inputs.graphs)
 
 
-def _sum(m: Blocks, edges: Edges) -> Blocks:
-    """The messages that arrive at each node, added up."""
-    return [edges.sum(part.flatten(1)).unflatten(1, part.shape[1:]) for part in m]
+def _sum(
+    messages: Callable[[SteerableInputs, Blocks], Blocks],
+    inputs: SteerableInputs,
+    products: Blocks,
+    target: Sequence[Block],
+    *,
+    whole: bool,
+) -> Blocks:
+    """The messages that arrive at each node, added up; where edges are many, from one part of them after the other.
+
+    Args:
+        messages: of the inputs and the products.
+        inputs: of all edges.
+        products: of all edges, or none yet.
+        target: what products are made for.
+        whole: never in parts, as for the statistics of all messages.
+    """
+
+    def sums(edges: Edges, index: Tensor | None) -> tuple[Tensor, ...]:
+        own = inputs if index is None else inputs.part(edges, index)
+        m = messages(own, products or own.products(target))
+        return tuple(edges.sum(block.flatten(1)).unflatten(1, block.shape[1:]) for block in m)
+
+    return list(sums(inputs.edges, None) if whole else in_parts(inputs.edges, sums))
 
 
 def _norm(features: Sequence[Block], kind: str) -> SteerableNorm | None:
@@ -178,16 +206,26 @@ class SteerableInputs:
     edges: Edges
     edge_attributes: Attributes
     node_attributes: Attributes
-    graphs: Graphs
+    graphs: Graphs | None
 
     @staticmethod
     def build(
-        x: Tensor, scalars: Tensor, edges: Edges, edge_attr: Tensor, node_attr: Tensor, graph: Tensor
+        x: Tensor, scalars: Tensor, edges: Edges, edge_attr: Tensor, node_attr: Tensor, graph: Tensor | None
     ) -> SteerableInputs:
         """From attributes [E, (l + 1)^2] and [R, (l + 1)^2] and the graph [R] of each node."""
         node_attr = torch.cat([torch.ones_like(node_attr[:, :1]), node_attr[:, 1:]], dim=1)
-        graphs = Graphs.build(graph, x.dtype)
+        graphs = None if graph is None else Graphs.build(graph, x.dtype)
         return SteerableInputs(x, scalars, edges, Attributes(edge_attr), Attributes(node_attr), graphs)
+
+    def part(self, edges: Edges, index: Tensor) -> SteerableInputs:
+        """The same for some of the edges, [part] of all."""
+        attributes = Attributes(self.edge_attributes.values[index])
+        return replace(self, scalars=self.scalars[index], edges=edges, edge_attributes=attributes)
+
+    def products(self, target: Sequence[Block]) -> Blocks:
+        """The invariant inputs times the attributes: nothing in these products is learned."""
+        invariant = [Block(0, 1, self.scalars.shape[1])]
+        return contract([self.scalars[:, None]], invariant, target, self.edge_attributes)
 
 
 class SteerableNetwork(nn.Module):
@@ -241,20 +279,23 @@ class SteerableNetwork(nn.Module):
         """Make the couplings of all layers; what `forward` does then depends on shapes alone."""
         for name, module in self.named_modules():
             if isinstance(module, TensorProduct | MessageProduct):
-                module.prepare(inputs.edge_attributes if "message" in name else inputs.node_attributes)
+                if "message" not in name:
+                    module.prepare(inputs.node_attributes)
+                elif not inputs.edges.many:
+                    module.prepare(inputs.edge_attributes)
 
     def forward(self, inputs: SteerableInputs) -> Tensor:
         """[R, O] in e3nn's layout of the target, or [B, O] for graphs."""
         node = inputs.node_attributes
         h = self.embedding(self.source.from_e3nn(inputs.x), node)
-        invariant = [Block(0, 1, self.scalars)]
-        # Nothing in these products is learned: one for all layers.
-        products = contract([inputs.scalars[:, None]], invariant, self.gate.source, inputs.edge_attributes)
+        products = [] if inputs.edges.many else inputs.products(self.gate.source)  # one for all layers
         for layer in self.layers:
             h = layer(h, inputs, products)
         y = self.out_2(self.gate(self.out_1(h, node)), node)
         if self.readout == "node":
             return self.target.to_e3nn(y)
+        if inputs.graphs is None:
+            raise InputError("no graphs", where="inputs of a graph readout", expected="the graph of each node")
         pooled = inputs.graphs.mean(join(y)) if self.options.pool == "mean" else inputs.graphs.sum(join(y))
         return self.graph_2(F.silu(self.graph_1(pooled)))
 
@@ -265,6 +306,90 @@ def _hidden(irreps: str) -> Layout:
     if not names or names[0] != o3.Irrep("0e") or len(set(names)) < len(names):
         raise InputError("hidden irreps", expected="scalars 0e first, each irrep once", got=irreps)
     return layout
+
+
+def _geometry(
+    r: Tensor, vel: Tensor | None, edges: Edges, lmax: int, options: SEGNNOptions | SEGNNLayerOptions
+) -> tuple[Tensor, ...]:
+    """Attributes of edges r [E, 3] and of nodes with velocities [R, 3], and what messages see of lengths [E, 1]."""
+    edge_attr = spherical_harmonics(lmax, r, options.harmonics)
+    node_attr = edges.mean(edge_attr)
+    if vel is not None:
+        node_attr = node_attr + spherical_harmonics(lmax, vel, options.harmonics)
+    return edge_attr, node_attr, length(r) if options.distance == "length" else r.square().sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class SEGNNLayerOptions:
+    """The layer under a temporal operator.
+
+    Attributes:
+        lmax: highest degree of the features.
+        lmax_attr: highest degree of the attributes.
+        allocation, harmonics, distance: see `SEGNNOptions`.
+    """
+
+    lmax: int = 1
+    lmax_attr: int = 1
+    allocation: Literal["weightbalanced", "balanced"] = "weightbalanced"
+    harmonics: Normalization = "integral"
+    distance: Literal["length", "squared"] = "length"
+
+    def blocks(self, hidden_dim: int) -> tuple[Block, ...]:
+        """The features."""
+        return Layout(hidden_irreps(hidden_dim, self.lmax, self.lmax_attr, self.allocation)).blocks
+
+
+@backbone("segnn", features=lambda hidden_dim, options: tuple((b.size, b.mul) for b in options.blocks(hidden_dim)))
+class SEGNNBackbone(nn.Module):
+    """The layer for temporal operators: it makes the attributes anew from where the points are, takes velocities into
+    its vectors, and moves the points by a vector of its features. The contract is that of
+    `equidyn.core.catalogue.backbone`.
+
+    Args:
+        hidden_dim: H, see `SEGNN`.
+        edge_dim: A, number of edge scalars.
+        update_features: no matter here, as the points move by the new features.
+        options: the irreps and attributes.
+    """
+
+    Options = SEGNNLayerOptions
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        edge_dim: int = 0,
+        *,
+        update_features: bool = True,
+        options: SEGNNLayerOptions = SEGNNLayerOptions(),
+    ) -> None:
+        super().__init__()
+        self.options, features = options, options.blocks(hidden_dim)
+        self.layer = SEGNNLayer(features, 1 + edge_dim, options.lmax_attr, "none")
+        vectors = [block.mul for block in features if block.irrep == (1, -1)]
+        self.velocity = nn.Parameter(torch.randn(*vectors) if vectors else torch.empty(0))
+        self.head = TensorProduct(features, [Block(1, -1, 1)], options.lmax_attr)
+        with torch.no_grad():  # start close to points at rest
+            self.head.weights[0].mul_(0.01)
+        self.velocity_in, self.velocity_out = Linear(features[0].mul, features[0].mul), Linear(features[0].mul, 1)
+
+    def forward(
+        self, h: Tensor, x: Tensor, v: Tensor, edges: Edges, edge_attr: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """New h and x, v as it came, and the new vectors and tensors."""
+        options = self.options
+        r = edges.from_senders(x) - edges.from_receivers(x)
+        edge, node, scalars = _geometry(r, v, edges, options.lmax_attr, options)
+        if edge_attr is not None and len(edge_attr):
+            scalars = torch.cat([scalars, edge_attr.repeat(len(r) // len(edge_attr), 1)], dim=1)
+        inputs = SteerableInputs.build(x, scalars, edges, edge, node, None)
+        blocks = [h[:, None], *tensors]
+        if len(tensors):
+            blocks[1] = blocks[1] + v[:, :, None] * self.velocity
+        blocks = self.layer(blocks, inputs, [])
+        (shift,) = self.head(blocks, inputs.node_attributes)
+        x = x + shift[:, :, 0] + self.velocity_out(F.silu(self.velocity_in(h))) * v
+        return blocks[0][:, 0], x, v, *blocks[1:]
 
 
 class SEGNN(nn.Module):
@@ -338,12 +463,9 @@ class SEGNN(nn.Module):
         r = edges.from_senders(pos) - edges.from_receivers(pos)
         if sample.get("edge_shift") is not None:
             r = r + sample.edge_shift.flatten(0, -2)
-        harmonics = self.network.lmax_attr, self.options.harmonics
-        edge_attr = spherical_harmonics(harmonics[0], r, harmonics[1])
-        node_attr = edges.mean(edge_attr)
-        if vel is not None:
-            node_attr = node_attr + spherical_harmonics(harmonics[0], vel, harmonics[1])
-        scalars = self._edge_scalars(sample, r)
+        edge_attr, node_attr, scalars = _geometry(r, vel, edges, self.network.lmax_attr, self.options)
+        if self.edge_dim:
+            scalars = torch.cat([scalars, self._edge_scalars(sample)], dim=1)
         x = self._node_features(sample, pos, vel, graph)
         made = SteerableInputs.build(x, scalars, edges, edge_attr, node_attr, graph)
         self.network.prepare(made)
@@ -356,18 +478,15 @@ class SEGNN(nn.Module):
             raise InputError("no velocities", where="field vel", expected="[N, 3], or a model with velocity=False")
         return sample.vel.flatten(0, -2)
 
-    def _edge_scalars(self, sample: Data, r: Tensor) -> Tensor:
-        """[E, 1 + A]: the length of the edge, and the first columns of `edge_attr`."""
-        q = length(r) if self.options.distance == "length" else r.square().sum(-1, keepdim=True)
-        if not self.edge_dim:
-            return q
+    def _edge_scalars(self, sample: Data) -> Tensor:
+        """The first columns of `edge_attr`, [E, A]."""
         given = sample.get("edge_attr")
         if given is None or given.shape[-1] < self.edge_dim:
             got = None if given is None else tuple(given.shape)
             raise InputError(
                 "edge features", where="field edge_attr", expected=f"[E, {self.edge_dim}] or wider", got=got
             )
-        return torch.cat([q, given.flatten(0, -2)[:, : self.edge_dim]], dim=1)
+        return given.flatten(0, -2)[:, : self.edge_dim]
 
     def _node_features(self, sample: Data, pos: Tensor, vel: Tensor | None, graph: Tensor) -> Tensor:
         """[R, 3 (vectors) + F] in e3nn's layout: position from the centre, velocity, scalars."""

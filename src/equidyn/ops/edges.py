@@ -3,15 +3,24 @@
 The two operations are each other's derivative: sending copies rows of nodes to edges, summing adds rows of edges up at
 nodes. The sum runs on one fast kernel (`embedding_bag`: gather and segmented sum in one pass), for complete graphs and
 ragged ones alike; both can be differentiated any number of times.
+
+What a network makes for every edge takes memory for every edge, N^2 on a complete graph. Above `EDGES_AT_ONCE` edges
+`in_parts` makes it for some edges at a time; for gradients it is made again in the backward pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+EDGES_AT_ONCE = 1 << 18
+"""More edges than these (512 nodes, each joined to all) are worked on in parts of at most as many."""
 
 
 class Ends(NamedTuple):
@@ -126,6 +135,22 @@ class Edges:
         pairs = torch.stack([2 * receive, 2 * send + 1], dim=1).flatten()
         return Edges(_ends(receive, total), _ends(send, total), degree.to(dtype).reciprocal()[:, None], pairs)
 
+    @property
+    def many(self) -> bool:
+        """Whether they are worked on in parts."""
+        return len(self.receivers.node) > EDGES_AT_ONCE
+
+    @cached_property
+    def parts(self) -> list[tuple[Edges, Tensor]]:
+        """At most `EDGES_AT_ONCE` edges of the same nodes at a time, and which of the edges [part] they are."""
+        nodes, found = len(self.inverse_degree), []
+        for index in self.receivers.order.split(EDGES_AT_ONCE):
+            receive, send = self.receivers.node[index], self.senders.node[index]
+            pairs = torch.stack([2 * receive, 2 * send + 1], dim=1).flatten()
+            edges = Edges(_ends(receive, nodes), _ends(send, nodes), self.inverse_degree, pairs)
+            found.append((edges, index))
+        return found
+
     def from_receivers(self, h: Tensor) -> Tensor:
         """h_i for every edge (i, j): [N, C] to [E, C]."""
         return send(h, self.receivers)
@@ -145,6 +170,25 @@ class Edges:
     def mean(self, m: Tensor) -> Tensor:
         """Mean of the messages that arrive at each node, zero where none does: [E, C] to [N, C]."""
         return self.sum(m) * self.inverse_degree
+
+
+def in_parts(edges: Edges, work: Callable[[Edges, Tensor | None], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Sums over edges, made of all of them at once or, where they are many, of one part after the other.
+
+    Args:
+        edges: all edges.
+        work: from some edges and their numbers among all of them (None: these are all) to sums at the nodes.
+    """
+    if not edges.many:
+        return work(edges, None)
+    total: tuple[Tensor, ...] = ()
+    for part, index in edges.parts:
+        if torch.is_grad_enabled():
+            sums = checkpoint(work, part, index, use_reentrant=False, preserve_rng_state=False)
+        else:
+            sums = work(part, index)
+        total = tuple(a + b for a, b in zip(total, sums, strict=True)) if total else sums
+    return total
 
 
 class EdgeCache:

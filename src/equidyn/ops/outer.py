@@ -17,11 +17,13 @@ class Slots(NamedTuple):
         edge: [R, D] number of an edge, or the number of edges E where a row is not full.
         target: [R] target of each row, or None where row and target are the same.
         targets: number M of targets.
+        ready: the edges lie in that order already, row after row, and every row is full.
     """
 
     edge: Tensor
     target: Tensor | None
     targets: int
+    ready: bool
 
 
 @torch.compiler.disable  # the layout depends on the edges; all else on shapes
@@ -47,22 +49,26 @@ def neighbour_slots(edges: Edges, targets: int) -> Slots:
     place = part[:, None] * length + torch.arange(length, device=order.device)
     full = place < degree[target, None]
     edge = torch.cat([order, order.new_tensor([count])])[torch.where(full, offsets[target, None] + place, count)]
-    return Slots(edge, None if length == most else target, targets)
+    ready = torch.equal(edge.flatten(), torch.arange(count, device=order.device))
+    return Slots(edge, None if length == most else target, targets, ready)
 
 
 def sum_of_outer(a: Tensor, b: Tensor, slots: Slots) -> Tensor:
-    """Σ_e a_e b_eᵀ over the edges e of each target.
+    """Σ_e Σ_k a_ek b_ekᵀ over the edges e of each target.
 
     Args:
-        a: [E, P].
-        b: [E, Q].
+        a: [E, K, P].
+        b: [E, K, Q].
         slots: of the edges.
 
     Returns:
         [M, P, Q].
     """
-    a, b = (torch.cat([t, t.new_zeros(1, t.shape[1])])[slots.edge] for t in (a, b))
-    rows = a.mT @ b
+    if slots.ready:
+        a, b = (t.unflatten(0, slots.edge.shape) for t in (a, b))
+    else:
+        a, b = (torch.cat([t, t.new_zeros(1, *t.shape[1:])])[slots.edge] for t in (a, b))
+    rows = a.flatten(1, 2).mT @ b.flatten(1, 2)
     if slots.target is None:
         return rows
     return rows.new_zeros(slots.targets, *rows.shape[1:]).index_add(0, slots.target, rows)

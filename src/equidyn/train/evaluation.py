@@ -84,7 +84,7 @@ def evaluate(run: str | Path, *, data: str | None = None) -> dict[str, Any]:
         "times": test.times.tolist(),
         "horizon_mse": horizon,
         "baselines": _baselines(test, fit_on),
-        "symmetry": _symmetry(trained.model, test, entry.symmetry),
+        "symmetry": _symmetry(trained.model, test, getattr(trained.model, "symmetry", entry.symmetry)),
         "symmetry_dtype": "float32",
         "published": trained.config.get("published", {}),
         "citation": entry.citation.bibtex(),
