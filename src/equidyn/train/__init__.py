@@ -1,6 +1,6 @@
 """Training, evaluation and prediction: one Lightning module for all systems."""
 
-from equidyn.train.checkpoint import load_model
+from equidyn.train.checkpoint import load_model, write_ensemble
 from equidyn.train.evaluation import evaluate, predict_trajectories, read_states
 from equidyn.train.fit import train
 from equidyn.train.recipe import Recipe, read_recipe, recipe_path
@@ -14,4 +14,5 @@ __all__ = [
     "read_states",
     "recipe_path",
     "train",
+    "write_ensemble",
 ]

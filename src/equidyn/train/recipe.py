@@ -48,6 +48,8 @@ class TrainOptions:
         clip: largest norm of the gradient; 0 for no limit.
         ema: decay of the averaged weights that are evaluated and kept, less in the first steps; 0 to use the last
             weights.
+        noise: normal noise on the input states of the training, as a share of their velocities (see
+            `equidyn.data.states.noisy`); a model that has seen wrong states rolls on more safely from its own.
         eval_every: epochs between evaluations on the validation samples.
         patience: evaluations without improvement after which training stops; 0 for never.
         precision: "32", "64", or "bf16" (autocast).
@@ -72,6 +74,7 @@ class TrainOptions:
     warmup: float = 0.0
     clip: float = 0.0
     ema: float = 0.0
+    noise: float = 0.0
     eval_every: int = 5
     patience: int = 0
     precision: Literal["32", "64", "bf16"] = "32"
@@ -84,7 +87,7 @@ class TrainOptions:
         for name in ("epochs", "batch_size", "eval_every", "devices"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("eval_every", self.eval_every <= self.epochs, f"at most the {self.epochs} epochs")
-        for name in ("weight_decay", "warmup", "clip", "patience", "threads"):
+        for name in ("weight_decay", "warmup", "clip", "noise", "patience", "threads"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
         self._require("lr", 0 < self.lr < float("inf"), "more than 0")
         self._require("ema", 0 <= self.ema < 1, "0 or more and less than 1")
