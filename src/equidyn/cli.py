@@ -17,10 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 on success, 1 where a check failed, 2 for bad input (with one line on stderr)."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.run is not _train:
+    takes_overrides = options.run in (_train, _leaderboard)
+    if rest and not takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return options.run(options, rest) if options.run is _train else options.run(options)
+        return options.run(options, rest) if takes_overrides else options.run(options)
     except EquidynError as error:
         print(f"equidyn: error: {error}", file=sys.stderr)
         return 2
@@ -69,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", help="other data than the recipe's")
     evaluate.add_argument("--windows", type=int, default=1, help="roll on over so many windows; report what drifts")
     evaluate.add_argument("--sensitivity", action="store_true", help="measure the uncertainty of a single model")
-    evaluate.add_argument("--ensemble", type=Path, metavar="FOLDER", help="make an ensemble of the runs, evaluate it too")
+    evaluate.add_argument(
+        "--ensemble", type=Path, metavar="FOLDER", help="make an ensemble of the runs, evaluate it too"
+    )
 
     predict = verb("predict", _predict, "Predict trajectories from a file of initial states.")
     predict.add_argument("run_folder", type=Path, metavar="RUN")
@@ -81,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     report = verb("report", _report, "Write a self-contained HTML page about one or more runs.")
     report.add_argument("run_folder", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="default: report.html in the first run folder")
+
+    board = verb(
+        "leaderboard", _leaderboard, "Train every system of a data set at one budget; --section.key overrides."
+    )
+    board.add_argument("dataset", help="nbody or mocap")
+    board.add_argument("--epochs", type=int, default=100, help="the budget of each (default 100)")
+    board.add_argument("--runs", type=Path, default=Path("runs/leaderboard"), help="default runs/leaderboard")
+    board.add_argument("--out", type=Path, help="page to write; default: leaderboard.html beside the runs")
 
     verify = verb("verify", _verify, "Replay golden records and compare every output.")
     verify.add_argument("record", nargs="+", help="record files (.npz)")
@@ -123,7 +134,9 @@ def _simulate(options: argparse.Namespace) -> int:
         )
     write_trajectories(options.out, made)
     drift = made.meta["drift"]
-    print(f"{options.out}: {len(made)} trajectories, {made.positions.shape[1]} frames, {made.positions.shape[2]} bodies")
+    print(
+        f"{options.out}: {len(made)} trajectories, {made.positions.shape[1]} frames, {made.positions.shape[2]} bodies"
+    )
     print(f"relative energy drift: median {drift['energy_median']:.2g}, largest {drift['energy_max']:.2g}")
     return 0
 
@@ -208,7 +221,8 @@ def _print_calibration(result: dict[str, Any]) -> None:
         most = entry["coverage"][entry["levels"].index(0.9)]
         print(
             f"{result['name']}, uncertainty by {entry['method']}: rank correlation with the error "
-            f"{entry['rank_correlation']:.2f}, coverage {half:.0%} of 50%, {most:.0%} of 90%, factor {entry['factor']:.2g}"
+            f"{entry['rank_correlation']:.2f}, coverage {half:.0%} of 50%, {most:.0%} of 90%, "
+            f"factor {entry['factor']:.2g}"
         )
 
 
@@ -245,6 +259,26 @@ def _report(options: argparse.Namespace) -> int:
             evaluate(folder)
     print(write_report(options.run_folder, options.out or options.run_folder[0] / "report.html"))
     return 0
+
+
+def _leaderboard(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from equidyn.report import write_leaderboard
+    from equidyn.train import run_leaderboard
+
+    board = run_leaderboard(
+        options.dataset,
+        options.runs,
+        epochs=options.epochs,
+        overrides=overrides,
+        progress=lambda name: print(name, file=sys.stderr),
+    )
+    _print_results(board.results)
+    out = options.out or options.runs / f"{options.dataset}-{options.epochs}" / "leaderboard.html"
+    title = f"{options.dataset}, {options.epochs} epochs"
+    print(write_leaderboard(title, board.folders, board.failed, out))
+    for name, why in board.failed.items():
+        print(f"{name}: not trained: {why}", file=sys.stderr)
+    return 1 if board.failed else 0
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -70,7 +70,7 @@ def test_the_check_sees_a_model_that_is_blind_to_images():
     report = conformance.check_periodic(blind, box(*points()))
     assert not report["wrapping"].passed
     assert not report["supercell"].passed
-    with pytest.raises(InputError, match="a sample without a box.*no edge_shift"):
+    with pytest.raises(InputError, match=r"a sample without a box.*no edge_shift"):
         conformance.check_periodic(blind, conformance.random_sample())
     flat = box(*points())
     flat.cell[0, 2] = flat.cell[0, 1]

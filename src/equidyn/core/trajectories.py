@@ -27,7 +27,7 @@ class Trajectories:
         charges: [S, N], or None.
         masses: [S, N], or None for unit masses.
         couplings: [S, N, N] symmetric with zero diagonal (which particles a spring joins), or None.
-        cell: [S, 3, 3] lattice vectors in rows of boxes that repeat along all three, or None. Positions may lie outside.
+        cell: [S, 3, 3] lattice vectors (rows) of boxes that repeat along all three, or None. Positions may lie outside.
         deviations: [S, F, N] of predictions: how uncertain each position is, per coordinate; or None.
         meta: kind of system, its constants, seed, integrator ...; only what JSON can hold.
     """

@@ -7,8 +7,8 @@ Symmetry: rotations, translations and permutations; not reflections, as the cros
 right. `reflections=True` gives them up for the full E(3).
 
 Reads `pos [N, 3]`, `vel [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `edge_attr [E, A]`, `batch [N]`,
-`centre [N, 3]` and, with `centre="neighbours"`, `edge_shift [E, 3]`; node and edge fields may carry a leading batch axis beside one shared `edge_index`. Gives `pos` (moved
-points, in the unit of the input) and `h [N, H]`.
+`centre [N, 3]` and, with `centre="neighbours"`, `edge_shift [E, 3]`; node and edge fields may carry a leading
+batch axis beside one shared `edge_index`. Gives `pos` (moved points, in the unit of the input) and `h [N, H]`.
 
 Differences from the original: systems may have different sizes and any edges; collinear and coincident points have
 finite gradients; the shift is clamped by its length instead of component by component, which breaks rotation

@@ -5,8 +5,9 @@ Satorras, Hoogeboom, Welling, "E(n) Equivariant Graph Neural Networks", ICML 202
 Symmetry: E(n), any dimension n, and permutations. Positions enter through squared distances and relative vectors only.
 
 Reads `pos [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `vel [N, 3]`, `edge_attr [E, A]`,
-`edge_shift [E, 3]` (images in a periodic box), `batch [N]`; node and edge fields may carry a leading batch axis beside one shared `edge_index`. Gives `pos` (moved points, in the
-unit of the input), `h` (node features) and, with a graph readout, `prediction [B]`.
+`edge_shift [E, 3]` (images in a periodic box), `batch [N]`; node and edge fields may carry a leading
+batch axis beside one shared `edge_index`. Gives `pos` (moved points, in the unit of the input), `h` (node features)
+and, with a graph readout, `prediction [B]`.
 
 Differences from the original: clamping acts on the norm of the summed shift, not on its components, which would break
 rotation equivariance (the original's clamps are options); coincident points have finite gradients; inputs are never

@@ -6,9 +6,10 @@ Modeling 3D Dynamics", ICML 2024, arXiv 2401.11037.
 Symmetry: rotations, reflections, translations and permutations of the nodes.
 
 Reads `pos [N, 3]`, `vel [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `edge_attr [E, A]`,
-`edge_shift [E, 3]` (images in a periodic box), `batch [N]` and `times [1, P]` (in the unit in which `vel` counts time), and if told to `gravity [1, 3]`; node and edge fields may carry
-a leading batch axis beside one shared `edge_index`. Gives `trajectory [N, P, 3]` and `trajectory_vel [N, P, 3]` at
-those times, in the units of `pos` and `vel`, and on request the features `h [N, P, H]`.
+`edge_shift [E, 3]` (images in a periodic box), `batch [N]` and `times [1, P]` (in the unit in which `vel`
+counts time), and if told to `gravity [1, 3]`; node and edge fields may carry a leading batch axis beside one shared
+`edge_index`. Gives `trajectory [N, P, 3]` and `trajectory_vel [N, P, 3]` at those times, in the units of `pos` and
+`vel`, and on request the features `h [N, P, H]`.
 
 The network alternates two operators on functions of time: a temporal convolution of each node's own trajectory, and a
 spatial layer (any backbone) that lets the nodes interact, separately at each time. Both are equivariant, so their

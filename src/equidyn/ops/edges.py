@@ -148,7 +148,7 @@ class Edges:
             InputError: offsets that do not match the edges.
         """
         total, nodes = len(self.receivers.node), len(self.inverse_degree)
-        if shift is not None and (not len(shift) and total or len(shift) and total % len(shift)):
+        if shift is not None and ((not len(shift) and total) or (len(shift) and total % len(shift))):
             raise InputError("image offsets", where="field edge_shift", expected="one per edge", got=tuple(shift.shape))
         edges = replace(self, shift=shift if shift is not None and len(shift) else None)
         if not cutoff:

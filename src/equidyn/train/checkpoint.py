@@ -97,7 +97,9 @@ def write_ensemble(folder: str | Path, runs: Sequence[str | Path]) -> Path:
     config = trained[0].config | {"name": folder.name}
     write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     _write_mean_metrics(folder, [member.folder / "metrics.csv" for member in trained])
-    write_atomically(folder / "ensemble.json", json.dumps({"format_version": FORMAT_VERSION, "members": paths}, indent=1))
+    write_atomically(
+        folder / "ensemble.json", json.dumps({"format_version": FORMAT_VERSION, "members": paths}, indent=1)
+    )
     return folder
 
 

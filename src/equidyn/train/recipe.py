@@ -15,7 +15,7 @@ Every key is checked against the signature it ends up in; the command line overr
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, is_dataclass
 from importlib import resources
@@ -142,16 +142,26 @@ def recipe_path(name: str | os.PathLike[str]) -> Path:
         return Path(name)
     if Path(name).suffix and not str(name).startswith("recipes"):
         raise InputError("no such recipe", where=name, expected="a YAML file, or the name of a shipped recipe")
-    name = str(name)
-    package = Path(str(resources.files("equidyn")))
-    for folder in (package / "recipes", package.parents[1] / "recipes"):  # installed, or in a checkout
-        short = name.removeprefix("recipes/").removesuffix(".yaml")
-        if (folder / f"{short}.yaml").is_file():
+    short = str(name).removeprefix("recipes/").removesuffix(".yaml")
+    for folder, known in _shipped():
+        if short in known:
             return folder / f"{short}.yaml"
-        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
         if known:
             raise unknown_name("recipe", short, known)
     raise InputError("no such recipe", where=name, expected="a YAML file")
+
+
+def shipped_recipes(dataset: str) -> list[str]:
+    """Names of the shipped recipes of a data set, without its demonstrations."""
+    found = [name for _, known in _shipped() for name in known if name.startswith(f"{dataset}/")]
+    return [name for name in dict.fromkeys(found) if not name.startswith(f"{dataset}/demo_")]
+
+
+def _shipped() -> Iterator[tuple[Path, list[str]]]:
+    """Folders of shipped recipes, and the names in them."""
+    package = Path(str(resources.files("equidyn")))
+    for folder in (package / "recipes", package.parents[1] / "recipes"):  # installed, or in a checkout
+        yield folder, sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
 
 
 _TOP = ("name", "system", "seed", "model", "data", "task", "train", "published")

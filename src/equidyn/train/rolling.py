@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 from equidyn.core.errors import InputError
 from equidyn.core.trajectories import Trajectories
 from equidyn.data.nbody import NBody, initial_states
-from equidyn.data.periodic import Periodic, relisted
+from equidyn.data.periodic import Periodic, PeriodicDataset, relisted
 from equidyn.data.states import with_state
 from equidyn.simulate import continue_from, kinetic_energy, liquid_energy, momentum, potential_energy
 from equidyn.tasks.trajectory import TrajectoryTask, ballistic, horizon_error, roll_windows
@@ -57,8 +57,10 @@ def rolled(trained: Trained, task: TrajectoryTask, source: Family, windows: int)
         "ballistic": horizon_error(ballistic(sample), sample),
         "drift": _bonds(sample, positions),
     }
-    predicted, true = ((per_graph(a, sample), per_graph(b, sample)) for a, b in (
-        (positions, velocities), (sample.trajectory, sample.trajectory_vel)))
+    predicted, true = (
+        (per_graph(a, sample), per_graph(b, sample))
+        for a, b in ((positions, velocities), (sample.trajectory, sample.trajectory_vel))
+    )
     begin = per_graph(sample.pos, sample), per_graph(sample.vel, sample)
     for suffix, (x, v) in (("", predicted), ("_true", true)):
         found["drift"] |= {name + suffix: drift for name, drift in _conserved(states, begin, x, v).items()}
@@ -84,7 +86,7 @@ def _truth(source: Family, windows: int) -> tuple[Data, Trajectories | None]:
     sample = part.__getitems__(range(min(SAMPLES, len(part))))
     if sample.get("trajectory_vel") is None:
         raise InputError("rolling windows", where=source.path, expected="velocities at all frames")
-    if not isinstance(source, Periodic):
+    if not isinstance(part, PeriodicDataset) or not isinstance(source, Periodic):
         return sample, None
     # Boxes, constants and kind of the trajectories the samples are cut from.
     whole = source.read(source.path)
@@ -128,8 +130,10 @@ def _conserved(
     """Median relative drift of the energy and median drift of the momentum per particle at each time."""
     if states is None:
         return {}
-    paths = (torch.cat([b.unsqueeze(-2), a], dim=-2).transpose(1, 2).double().numpy() for b, a in zip(
-        begin, (positions, velocities), strict=True))
+    paths = (
+        torch.cat([b.unsqueeze(-2), a], dim=-2).transpose(1, 2).double().numpy()
+        for b, a in zip(begin, (positions, velocities), strict=True)
+    )
     x, v = paths
     path = replace(states, positions=x, velocities=v, times=np.arange(x.shape[1], dtype=np.float64))
     bodies = x.shape[2]
