@@ -297,14 +297,14 @@ def test_noise_changes_the_training_and_resumes_bit_for_bit(tiny_train):
 def test_a_leaderboard_trains_once_and_goes_on(tiny_data, tmp_path, monkeypatch, capsys):
     from equidyn.train import leaderboard
 
-    monkeypatch.setattr(leaderboard, "shipped_recipes", lambda name: ["nbody/egno", "nbody/egnn", "nbody/egnn_r"])
+    monkeypatch.setattr(leaderboard, "shipped_recipes", lambda name: ["nbody/egno", "nbody/egnn", "mocap/egnn"])
     small = [f"--data.path={tiny_data}", "--data.start=0", "--data.frames=[2,4,6,8,10]", "--data.train=16"]
     small += ["--data.val=6", "--data.test=8", "--model.hidden_dim=8", "--model.num_layers=1"]
     small += ["--train.compile=false", "--train.batch_size=8", "--train.threads=1", "--train.accelerator=cpu"]
     arguments = ["leaderboard", "nbody", "--epochs", "2", "--runs", str(tmp_path), *small]
-    assert main(arguments) == 1  # the frames of egnn_r's training do not exist here
+    assert main(arguments) == 1  # recordings have no frame `start`
     printed = capsys.readouterr()
-    assert "nbody/egnn_r: not trained" in printed.err
+    assert "mocap/egnn: not trained" in printed.err
     place = tmp_path / "nbody-2"
     page = (place / "leaderboard.html").read_text()
     for words in ("nbody-egno", "nbody-egnn", "EGNO (paper)", "ballistic", "Not trained", "<circle"):

@@ -52,15 +52,17 @@ def _moved(name: str, probe: Probe, by: Tensor) -> Check:
     """The same arrangement with node k named by its image `by[k]` away."""
     sample, nodes = probe.sample, probe.nodes
     send, receive = sample.edge_index
-    moved = apply(lambda _, value: value, sample)
-    moved.pos = sample.pos + by.to(sample.pos)
-    moved.edge_shift = sample.edge_shift + (by[receive] - by[send]).to(sample.edge_shift)
-    expected: Outputs = {}
-    for key, value in probe.base.items():
+
+    def act(key: str, value: Tensor) -> Tensor:
+        if key == "edge_shift":
+            return value + (by[receive] - by[send]).to(value)
         rows = probe.rows(key, value)
-        follows = rows is not None and rows.of == "nodes" and probe.kind(key) == "position"
-        shift = by.to(value).view(nodes, *[1] * (value.dim() - 2), 3) if follows else 0
-        expected[key] = value + shift
+        if rows is None or rows.of != "nodes" or probe.kind(key) != "position":
+            return value
+        return value + by.to(value).view(nodes, *[1] * (value.dim() - 2), 3)
+
+    moved = apply(act, sample)
+    expected: Outputs = {key: act(key, value) for key, value in probe.base.items()}
     error, where = probe.distance(expected, probe.run(moved))
     return measured(name, error, probe.tolerance, where)
 

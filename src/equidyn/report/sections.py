@@ -491,7 +491,7 @@ def _uncertainty(runs: Sequence[Run]) -> str:
     intro = (
         "Left, each point holds a tenth of all nodes and times, by predicted uncertainty. Right, the share of "
         "coordinates whose error stays within the interval that is to hold the promised share of normal errors. One "
-        "factor per method was fitted on validation samples; all points are test samples."
+        "factor per method was fitted to half of the validation errors; all points are test samples."
     )
     return section("Uncertainty", f'<div class="pair">{"".join(charts)}</div><ul>{notes}</ul>', intro)
 

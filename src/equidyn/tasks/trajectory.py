@@ -181,7 +181,9 @@ def _difference_velocities(x: Tensor, state: Data) -> Tensor:
     before = (state.pos - state.vel * first).unsqueeze(-2)
     x = torch.cat([before, state.pos.unsqueeze(-2), x], dim=-2)
     t = torch.cat([-first, first.new_zeros(1), times])[:, None]
-    (x0, x1, x2), (t0, t1, t2) = ((a[..., k : a.shape[-2] - 2 + k, :] for k in range(3)) for a in (x, t))
+    count = x.shape[-2] - 2
+    x0, x1, x2 = (x[..., k : k + count, :] for k in range(3))
+    t0, t1, t2 = (t[k : k + count] for k in range(3))
     left, right = (x1 - x0) / (t1 - t0), (x2 - x1) / (t2 - t1)
     return right + (right - left) * (t2 - t1) / (t2 - t0)
 
