@@ -1,11 +1,13 @@
 """The liquid keeps energy and momentum, does not care about the size of its box, and starts from its seed."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from equidyn.cli import main
 from equidyn.core.errors import InputError
 from equidyn.core.trajectories import Trajectories
 from equidyn.data.trajectories import read_trajectories, write_trajectories
@@ -99,3 +101,21 @@ def test_bad_boxes(liquid):
         replace(liquid, cell=liquid.cell * np.nan).check()
     with pytest.raises(InputError, match="not a simulated liquid"):
         liquid_energy(Trajectories(liquid.positions, liquid.velocities, liquid.times))
+
+
+def test_on_the_command_line(tmp_path, capsys):
+    out = tmp_path / "liquid.npz"
+    size = ["--num", "2", "--bodies", "16", "--steps", "20", "--store-every", "10", "--set", "settle=0.1"]
+    assert main(["simulate", "liquid", str(out), *size, "--set", "cutoff=1.5"]) == 0
+    assert "relative energy drift" in capsys.readouterr().out
+    assert read_trajectories(out).meta["constants"]["cutoff"] == 1.5
+    for wrong, words in (
+        (["liquid", "--set", "densty=1"], "densty.*density"),
+        (["liquid", "--set", "density=-1"], "density is out of range, in liquid"),
+        (["liquid", "--accurate"], "liquids have one integrator, in --accurate"),
+        (["liquids"], "liquids.*liquid"),
+    ):
+        system, *rest = wrong
+        assert main(["simulate", system, str(tmp_path / "no.npz"), *rest]) == 2
+        assert re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "no.npz").exists()

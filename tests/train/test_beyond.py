@@ -12,6 +12,7 @@ import yaml
 from equidyn.cli import main
 from equidyn.core.errors import InputError
 from equidyn.data import Periodic
+from equidyn.data.mocap import skeleton_sample
 from equidyn.data.nbody import particle_sample
 from equidyn.data.states import noisy, with_state
 from equidyn.data.trajectories import read_trajectories, write_trajectories
@@ -19,6 +20,7 @@ from equidyn.simulate import Liquid, simulate_liquid
 from equidyn.tasks.trajectory import roll_windows
 from equidyn.train import evaluate, load_model, read_recipe, run_leaderboard, train, write_ensemble
 from equidyn.train.calibration import _compare
+from equidyn.train.rolling import _bonds
 
 LAYER = {"residual": True, "shift_bias": False, "cutoff": 1.6}
 
@@ -277,6 +279,22 @@ def test_noise_moves_the_input_and_not_the_target(liquid_file):
     j, i = moved.edge_index
     torch.testing.assert_close(moved.edge_attr[:, 0], (moved.pos[j] + moved.edge_shift - moved.pos[i]).square().sum(-1))
     assert torch.equal(moved.centre, moved.pos)
+
+
+def test_a_skeleton_in_another_state():
+    torch.manual_seed(0)
+    pos, vel, other, otherwise = torch.randn(4, 2, 4, 3)
+    bones, down = torch.tensor([[1, 0], [2, 1], [3, 2]]), torch.tensor([0.0, -1.0, 0.0])
+    first = skeleton_sample(pos, vel, bones, down, 7.0)
+    expected = skeleton_sample(other, otherwise, bones, down, 7.0)
+    found = with_state(first, other, otherwise)
+    for name in ("pos", "vel", "x", "edge_attr"):
+        torch.testing.assert_close(found[name], expected[name])
+    assert torch.equal(first.pos, pos)
+    first.trajectory = torch.stack([pos, 2 * pos], dim=-2)
+    drift = _bonds(first, 1.5 * first.trajectory)
+    assert drift["bonds"] == pytest.approx([0.5, 2.0], rel=1e-5)
+    assert drift["bonds_true"] == pytest.approx([0.0, 1.0], abs=1e-5)
 
 
 def test_noise_changes_the_training_and_resumes_bit_for_bit(tiny_train):
