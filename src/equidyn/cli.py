@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_folder", type=Path, nargs="+", metavar="RUN")
     evaluate.add_argument("--data", help="other data than the recipe's")
     evaluate.add_argument("--windows", type=int, default=1, help="roll on over so many windows; report what drifts")
-    evaluate.add_argument("--sensitivity", action="store_true", help="measure the uncertainty of a single model")
+    evaluate.add_argument("--curvature", action="store_true", help="measure the uncertainty of a single model")
     evaluate.add_argument(
         "--ensemble", type=Path, metavar="FOLDER", help="make an ensemble of the runs, evaluate it too"
     )
@@ -189,7 +189,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     folders = [*options.run_folder]
     if options.ensemble is not None:
         folders.append(write_ensemble(options.ensemble, folders))
-    given = {"data": options.data, "windows": options.windows, "sensitivity": options.sensitivity}
+    given = {"data": options.data, "windows": options.windows, "curvature": options.curvature}
     results = [evaluate(folder, **given) for folder in folders]
     _print_results(results)
     for result in results:

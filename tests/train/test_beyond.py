@@ -53,7 +53,7 @@ def liquid_run(liquid_recipe, tmp_path_factory):
 
 def test_a_liquid_from_recipe_to_report(liquid_run, liquid_file, tmp_path):
     run = shutil.copytree(liquid_run, tmp_path / "run")
-    assert main(["evaluate", str(run), "--windows", "3", "--sensitivity"]) == 0
+    assert main(["evaluate", str(run), "--windows", "3", "--curvature"]) == 0
     result = json.loads((run / "evaluation.json").read_text())
     assert result["samples"] == 5
     assert set(result["baselines"]) == {"constant", "ballistic", "translation", "linear"}

@@ -42,8 +42,8 @@ def with_state(sample: Data, pos: Tensor, vel: Tensor, *, targets: bool = False)
     return result
 
 
-def noisy(sample: Data, share: float, generator: torch.Generator) -> Data:
-    """A sample with normal noise on its state; what is to be predicted stays as it is.
+def state_noise(sample: Data, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normal noise for the positions and velocities of a sample.
 
     Args:
         sample: with `times`.
@@ -53,5 +53,10 @@ def noisy(sample: Data, share: float, generator: torch.Generator) -> Data:
     """
     size = share * sample.vel.square().mean().sqrt()
     dx, dv = (torch.randn(sample.pos.shape, generator=generator).to(sample.pos) * size for _ in range(2))
-    first = sample.times.flatten()[0].to(sample.pos)
-    return with_state(sample, sample.pos + dx * first, sample.vel + dv, targets=True)
+    return dx * sample.times.flatten()[0].to(sample.pos), dv
+
+
+def noisy(sample: Data, share: float, generator: torch.Generator) -> Data:
+    """A sample with `state_noise` on its input; what is to be predicted stays as it is."""
+    dx, dv = state_noise(sample, share, generator)
+    return with_state(sample, sample.pos + dx, sample.vel + dv, targets=True)

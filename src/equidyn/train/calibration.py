@@ -3,9 +3,10 @@
 Two sources of uncertainty, each a standard deviation per coordinate for every node and time:
 
 - **ensemble**: how far models from different seeds disagree;
-- **sensitivity**: how far one model's answer moves when its input state does, by random noise of a hundredth of the
-  typical speed (and of the way at that speed in the first time step). It needs one model and no training. It tells
-  where the motion is chaotic; it knows nothing of what the model has not learned.
+- **curvature**: how far the mean of one model's answers to two opposite disturbances of the input state lies from its
+  answer to the state itself, over random pairs of them. Free motion is linear in the state and has none; close
+  encounters bend it. It needs one model and no training. It tells where the motion is hard to predict, and knows
+  nothing of what the model has not learned.
 
 Neither comes in the right unit of error: one factor is fitted on validation samples, so that half of their errors lie
 within the interval that is to hold half of them, and all is then measured on test samples.
@@ -20,23 +21,23 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from equidyn.data.states import noisy
+from equidyn.data.states import state_noise, with_state
 from equidyn.tasks.trajectory import TrajectoryTask
 from equidyn.train.checkpoint import Ensemble, Trained
 from equidyn.train.predicting import Family, batches, predict
 
 SAMPLES = 500
-DRAWS = 8
-NOISE = 0.01
+PAIRS = 4
+NOISE = 0.2  # share of the velocities, see `state_noise`
 BINS = 10
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
-def calibration(trained: Trained, task: TrajectoryTask, source: Family, *, sensitivity: bool) -> list[dict[str, Any]]:
+def calibration(trained: Trained, task: TrajectoryTask, source: Family, *, curvature: bool) -> list[dict[str, Any]]:
     """What `evaluation.json` holds of each source of uncertainty."""
     methods = {"ensemble": _ensemble} if isinstance(trained.model, Ensemble) else {}
-    if sensitivity:
-        methods["sensitivity"] = _sensitivity
+    if curvature:
+        methods["curvature"] = _curvature
     found = []
     for name, method in methods.items():
         val, test = (_measure(trained.model, task, source, part, method) for part in ("val", "test"))
@@ -66,13 +67,15 @@ def _ensemble(model: nn.Module, task: TrajectoryTask, sample: Data) -> tuple[Ten
     return out["trajectory"], out["trajectory_std"]
 
 
-def _sensitivity(model: nn.Module, task: TrajectoryTask, sample: Data) -> tuple[Tensor, Tensor]:
+def _curvature(model: nn.Module, task: TrajectoryTask, sample: Data) -> tuple[Tensor, Tensor]:
     mean = predict(model, task, sample)["trajectory"]
     generator, total = torch.Generator().manual_seed(0), torch.zeros(())
-    for _ in range(DRAWS):
-        moved = noisy(sample, NOISE, generator)
-        total = total + (predict(model, task, moved)["trajectory"] - mean).square().mean(-1)
-    return mean, (total / DRAWS).sqrt()
+    for _ in range(PAIRS):
+        dx, dv = state_noise(sample, NOISE, generator)
+        moved = (with_state(sample, sample.pos + k * dx, sample.vel + k * dv, targets=True) for k in (1, -1))
+        ahead, back = (predict(model, task, state)["trajectory"] for state in moved)
+        total = total + (0.5 * (ahead + back) - mean).square().mean(-1)
+    return mean, (total / PAIRS).sqrt()
 
 
 def _compare(std: Tensor, error: Tensor) -> dict[str, Any]:

@@ -45,16 +45,14 @@ DENSE = 50  # times it is asked for
 DENSE_SAMPLES = 200
 
 
-def evaluate(
-    run: str | Path, *, data: str | None = None, windows: int = 1, sensitivity: bool = False
-) -> dict[str, Any]:
+def evaluate(run: str | Path, *, data: str | None = None, windows: int = 1, curvature: bool = False) -> dict[str, Any]:
     """Evaluate the best model of a run and write the results into its folder.
 
     Args:
         run: run folder, or the folder of an ensemble.
         data: other data than the recipe's, of the same family.
         windows: roll the model on over so many windows, and report the error and what drifts.
-        sensitivity: also measure an uncertainty that needs one model only (see `equidyn.train.calibration`).
+        curvature: also measure an uncertainty that needs one model only (see `equidyn.train.calibration`).
 
     Returns:
         The content of `evaluation.json`.
@@ -94,8 +92,8 @@ def evaluate(
     result |= _cost(trained.folder) | _dense(trained, task, source, test)
     if windows != 1:
         result["rolled"] = rolled(trained, task, source, windows)
-    if isinstance(trained.model, Ensemble) or sensitivity:
-        result["calibration"] = calibration(trained, task, source, sensitivity=sensitivity)
+    if isinstance(trained.model, Ensemble) or curvature:
+        result["calibration"] = calibration(trained, task, source, curvature=curvature)
     write_atomically(trained.folder / "evaluation.json", json.dumps(_finite(result), indent=1, allow_nan=False))
     return result
 
