@@ -20,6 +20,7 @@ from equidyn.simulate import Liquid, simulate_liquid
 from equidyn.tasks.trajectory import roll_windows
 from equidyn.train import evaluate, load_model, read_recipe, run_leaderboard, train, write_ensemble
 from equidyn.train.calibration import _compare
+from equidyn.train.leaderboard import _evaluated
 from equidyn.train.rolling import _bonds
 
 LAYER = {"residual": True, "shift_bias": False, "cutoff": 1.6}
@@ -338,13 +339,19 @@ def test_a_leaderboard_trains_once_and_goes_on(tiny_data, tmp_path, monkeypatch,
     assert weights.stat().st_mtime_ns == before[weights]
     assert (place / "nbody-egno" / "evaluation.json").is_file()
     assert (place / "nbody-egnn" / "model.safetensors").is_file()
+    assert (place / "leaderboard.html").read_text().count('<th scope="row">ballistic') == 1
+
+
+def test_a_run_that_never_had_a_finite_error_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no model was kept.*a finite validation error"):
+        _evaluated(tmp_path)
 
 
 def test_bad_leaderboards(tmp_path):
     for given, words in (
         ({"dataset": "nbodi"}, "did you mean 'nbody'|'nbody'"),
         ({"dataset": "nbody", "epochs": 0}, "budget, in --epochs"),
-        ({"dataset": "mocap", "overrides": ["--data.path=none.npz"]}, "no recipe could be trained"),
+        ({"dataset": "mocap", "epochs": 1, "overrides": ["--data.path=none.npz"]}, "no recipe could be trained"),
     ):
         with pytest.raises(InputError, match=words):
             run_leaderboard(**({"folder": tmp_path, "epochs": 1} | copy.deepcopy(given)))

@@ -16,7 +16,6 @@ from equidyn.report.sections import (
     measured_horizon,
     run_style,
     section,
-    shared_scores,
     symmetry,
     table,
 )
@@ -48,6 +47,16 @@ def write_leaderboard(title: str, folders: Sequence[Path], failed: Mapping[str, 
     return write_page(title, body, out)
 
 
+def _others(runs: Sequence[Run], kind: str) -> dict[str, Score]:
+    """Baselines or published numbers, each once: with its A-MSE if a run that predicts trajectories has it."""
+    found: dict[str, Score] = {}
+    for run in runs:
+        for name, score in getattr(run.evaluation, kind).items():
+            if name not in found or math.isnan(found[name].a_mse):
+                found[name] = score
+    return found
+
+
 def _ranking(runs: Sequence[Run], failed: Mapping[str, str]) -> str:
     rows: list[tuple[str, Score, str, str, str, str]] = []
     for k, run in enumerate(runs):
@@ -55,7 +64,7 @@ def _ranking(runs: Sequence[Run], failed: Mapping[str, str]) -> str:
         rest = (count(result.parameters), duration(result.seconds_train))
         rows.append((run.name, result.score, f"ours, {result.system}", *rest, run_style(k)))
     for kind, what in (("baselines", "baseline"), ("published", "published")):
-        rows += [(name, score, what, "–", "–", "base-0") for name, score in shared_scores(runs, kind).items()]
+        rows += [(name, score, what, "–", "–", "base-0") for name, score in _others(runs, kind).items()]
     rows.sort(key=lambda row: row[1].f_mse if math.isfinite(row[1].f_mse) else math.inf)
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(kind)}</td><td>{number(score.f_mse)}</td>'

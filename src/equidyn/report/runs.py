@@ -68,7 +68,7 @@ class Rolled:
     velocities: str
     times: Floats
     mse: Floats
-    ballistic: Floats
+    baselines: dict[str, Floats]
     drift: dict[str, Floats]
 
 
@@ -336,7 +336,7 @@ def _rolled(fields: _Fields) -> Rolled | None:
     if entry is None:
         return None
     times = entry.numbers("times")
-    drift = entry.child("drift")
+    drift, simple = entry.child("drift"), entry.child("baselines")
     keys = [f"{name}{suffix}" for name in DRIFTS for suffix in ("", "_true")]
     drifts = {key: drift.numbers(key, times.size, required=False) for key in keys} if drift else {}
     return Rolled(
@@ -344,7 +344,7 @@ def _rolled(fields: _Fields) -> Rolled | None:
         velocities=entry.text("velocities"),
         times=times,
         mse=entry.numbers("mse", times.size),
-        ballistic=entry.numbers("ballistic", times.size),
+        baselines={name: simple.numbers(name, times.size) for name in simple.raw} if simple else {},
         drift={key: values for key, values in drifts.items() if values.size},
     )
 

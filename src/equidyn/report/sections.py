@@ -202,7 +202,7 @@ def _keys(runs: Sequence[Run]) -> Iterator[tuple[str, str, str]]:
 
 
 def _results(runs: Sequence[Run]) -> str:
-    baselines, published = shared_scores(runs, "baselines"), shared_scores(runs, "published")
+    baselines, published = _shared_scores(runs, "baselines"), _shared_scores(runs, "published")
     scores = [*(run.evaluation.score for run in runs), *baselines.values(), *published.values()]
     least = [min(_rank(score.f_mse) for score in scores), min(_rank(score.a_mse) for score in scores)]
     reference = _reference(_best(runs))
@@ -269,7 +269,7 @@ def _ratio(score: Score, reference: tuple[str, Score] | None) -> str:
     return f"{score.f_mse / reference[1].f_mse:.3g}×"
 
 
-def shared_scores(runs: Sequence[Run], kind: str) -> dict[str, Score]:
+def _shared_scores(runs: Sequence[Run], kind: str) -> dict[str, Score]:
     """Baselines or published numbers of all runs, each once; runs that disagree keep theirs under their own name."""
     scores: dict[str, Score] = {}
     for run in runs:
@@ -318,7 +318,7 @@ def measured_horizon(runs: Sequence[Run]) -> str:
         for k, run in enumerate(runs)
     ]
     if len({tuple(run.evaluation.times) for run in runs}) == 1:
-        for k, (name, score) in enumerate(shared_scores(runs, "baselines").items()):
+        for k, (name, score) in enumerate(_shared_scores(runs, "baselines").items()):
             if score.horizon_mse.size:
                 style, line = _baseline_style(k)
                 series.append(Series(name, runs[0].evaluation.times, score.horizon_mse, style, line))
@@ -435,8 +435,9 @@ def _rolled(runs: Sequence[Run]) -> str:
     known = [(k, run.name, found) for k, run in enumerate(runs) if (found := run.evaluation.rolled)]
     series = [Series(name, found.times, found.mse, run_style(k), markers=True) for k, name, found in known]
     for _, _, found in known[:1]:
-        style, line = _baseline_style(0)
-        series.append(Series("ballistic", found.times, found.ballistic, style, line))
+        for k, (name, error) in enumerate(found.baselines.items()):
+            style, line = _baseline_style(k)
+            series.append(Series(name, found.times, error, style, line))
     charts = [line_chart("Error over several windows", series, x_label="time", y_label="mean squared error")]
     for quantity in DRIFTS:
         lines = [

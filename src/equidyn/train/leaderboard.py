@@ -88,8 +88,10 @@ def _run(name: str, folder: Path, epochs: int, overrides: Sequence[str]) -> Path
 
 def _evaluated(run: Path) -> dict[str, Any]:
     """The evaluation of a run, measured again only if its model is newer."""
-    found = run / "evaluation.json"
-    if found.is_file() and found.stat().st_mtime_ns >= (run / "model.safetensors").stat().st_mtime_ns:
+    found, weights = run / "evaluation.json", run / "model.safetensors"
+    if not weights.is_file():
+        raise InputError("no model was kept", where=run, expected="a finite validation error at some epoch")
+    if found.is_file() and found.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
         try:
             return json.loads(found.read_text(encoding="utf-8"))
         except ValueError:

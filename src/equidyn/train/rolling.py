@@ -16,7 +16,7 @@ from equidyn.data.nbody import NBody, initial_states
 from equidyn.data.periodic import Periodic, PeriodicDataset, relisted
 from equidyn.data.states import with_state
 from equidyn.simulate import continue_from, kinetic_energy, liquid_energy, momentum, potential_energy
-from equidyn.tasks.trajectory import TrajectoryTask, ballistic, horizon_error, roll_windows
+from equidyn.tasks.trajectory import TrajectoryTask, ballistic, constant, horizon_error, roll_windows
 from equidyn.train.checkpoint import Trained
 from equidyn.train.predicting import Family, per_graph, predict
 
@@ -54,7 +54,10 @@ def rolled(trained: Trained, task: TrajectoryTask, source: Family, windows: int)
         "velocities": "trained" if supervised else "from positions; the training has not supervised velocities",
         "times": sample.times[0].tolist(),
         "mse": horizon_error(positions, sample),
-        "ballistic": horizon_error(ballistic(sample), sample),
+        "baselines": {
+            "constant": horizon_error(constant(sample), sample),
+            "ballistic": horizon_error(ballistic(sample), sample),
+        },
         "drift": _bonds(sample, positions),
     }
     predicted, true = (
