@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 on success, 1 where a check failed, 2 for bad input (with one line on stderr)."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.run is not _train:
+    takes_overrides = options.run in (_train, _leaderboard)
+    if rest and not takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return options.run(options, rest) if options.run is _train else options.run(options)
+        return options.run(options, rest) if takes_overrides else options.run(options)
     except EquidynError as error:
         print(f"equidyn: error: {error}", file=sys.stderr)
         return 2
@@ -39,13 +41,13 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     simulate = verb("simulate", _simulate, "Simulate particles and write a trajectory file.")
-    simulate.add_argument("system", help="charged, springs or gravity")
+    simulate.add_argument("system", help="charged, springs, gravity, or liquid (periodic)")
     simulate.add_argument("out", type=Path, help="trajectory file to write (.npz)")
     simulate.add_argument("--num", type=int, default=1000, help="number of trajectories (default 1000)")
-    simulate.add_argument("--bodies", type=int, default=5, help="bodies per trajectory (default 5)")
-    simulate.add_argument("--steps", type=int, default=5000, help="time steps (default 5000)")
-    simulate.add_argument("--dt", type=float, default=1e-3, help="time step (default 0.001)")
-    simulate.add_argument("--store-every", type=int, default=100, help="steps between frames (default 100)")
+    simulate.add_argument("--bodies", type=int, help="bodies per trajectory (default 5; liquid 108)")
+    simulate.add_argument("--steps", type=int, help="time steps (default 5000; liquid 2000)")
+    simulate.add_argument("--dt", type=float, help="time step (default 0.001; liquid 0.004)")
+    simulate.add_argument("--store-every", type=int, help="steps between frames (default 100; liquid 10)")
     simulate.add_argument("--seed", type=int, default=43, help="random seed (default 43, the benchmark's)")
     simulate.add_argument(
         "--skip", type=int, default=0, help="trajectories of the sequence of that seed to leave out first"
@@ -61,10 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", help="recipe file, or the name of a shipped one (nbody/egno)")
     train.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders (default runs)")
     train.add_argument("--resume", action="store_true", help="continue the run where it stopped")
+    train.add_argument("--seeds", type=int, default=1, help="train so many seeds, and make an ensemble of them")
 
     evaluate = verb("evaluate", _evaluate, "Measure a trained run on its test samples.")
     evaluate.add_argument("run_folder", type=Path, nargs="+", metavar="RUN")
     evaluate.add_argument("--data", help="other data than the recipe's")
+    evaluate.add_argument("--windows", type=int, default=1, help="roll on over so many windows; report what drifts")
+    evaluate.add_argument("--curvature", action="store_true", help="measure the uncertainty of a single model")
+    evaluate.add_argument(
+        "--ensemble", type=Path, metavar="FOLDER", help="make an ensemble of the runs, evaluate it too"
+    )
 
     predict = verb("predict", _predict, "Predict trajectories from a file of initial states.")
     predict.add_argument("run_folder", type=Path, metavar="RUN")
@@ -76,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     report = verb("report", _report, "Write a self-contained HTML page about one or more runs.")
     report.add_argument("run_folder", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, help="default: report.html in the first run folder")
+
+    board = verb(
+        "leaderboard", _leaderboard, "Train every system of a data set at one budget; --section.key overrides."
+    )
+    board.add_argument("dataset", help="nbody or mocap")
+    board.add_argument("--epochs", type=int, default=100, help="the budget of each (default 100)")
+    board.add_argument("--runs", type=Path, default=Path("runs/leaderboard"), help="default runs/leaderboard")
+    board.add_argument("--out", type=Path, help="page to write; default: leaderboard.html beside the runs")
 
     verify = verb("verify", _verify, "Replay golden records and compare every output.")
     verify.add_argument("record", nargs="+", help="record files (.npz)")
@@ -91,27 +107,36 @@ def _simulate(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from equidyn.data.trajectories import check_writable, write_trajectories
-    from equidyn.simulate import get_system, simulate
+    from equidyn.simulate import KINDS, Liquid, get_system, simulate, simulate_liquid
 
     check_writable(options.out)
-    system = get_system(options.system, **dict(_constant(text) for text in options.set))
+    constants = dict(_constant(text) for text in options.set)
+    given = {k: v for k in ("bodies", "steps", "dt", "store_every") if (v := getattr(options, k)) is not None}
+    if options.system == "liquid":
+        for name in constants:
+            if name not in Liquid.__dataclass_fields__:
+                raise unknown_name("constant", name, Liquid.__dataclass_fields__, where="liquid")
+        if options.accurate:
+            raise InputError("liquids have one integrator", where="--accurate", expected="a shorter --dt")
+        run: Callable[..., Any] = partial(simulate_liquid, Liquid(**constants))
+    elif options.system in KINDS:
+        run = partial(simulate, get_system(options.system, **constants), accurate=options.accurate)
+    else:
+        raise unknown_name("kind of system", options.system, (*KINDS, "liquid"))
     with Progress(transient=True) as bar:
         task = bar.add_task(f"{options.num} trajectories", total=None)
-        made = simulate(
-            system,
+        made = run(
             options.num,
-            bodies=options.bodies,
-            steps=options.steps,
-            dt=options.dt,
-            store_every=options.store_every,
+            **given,
             seed=options.seed,
             skip=options.skip,
-            accurate=options.accurate,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     write_trajectories(options.out, made)
     drift = made.meta["drift"]
-    print(f"{options.out}: {len(made)} trajectories, {made.positions.shape[1]} frames, {options.bodies} bodies")
+    print(
+        f"{options.out}: {len(made)} trajectories, {made.positions.shape[1]} frames, {made.positions.shape[2]} bodies"
+    )
     print(f"relative energy drift: median {drift['energy_median']:.2g}, largest {drift['energy_max']:.2g}")
     return 0
 
@@ -131,6 +156,8 @@ def _constant(text: str) -> tuple[str, Any]:
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from equidyn.train import evaluate, read_recipe, train
 
+    if options.seeds != 1:
+        return _train_ensemble(options, overrides)
     recipe = read_recipe(options.recipe, overrides)
     folder = train(recipe, options.runs / recipe.name, resume=options.resume)
     _print_results([evaluate(folder)])
@@ -138,11 +165,65 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    from equidyn.train import evaluate
+def _train_ensemble(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from equidyn.train import evaluate, read_recipe, train, write_ensemble
 
-    _print_results([evaluate(folder, data=options.data) for folder in options.run_folder])
+    if options.seeds < 2:
+        raise InputError("number of seeds", where="--seeds", expected="1 or more", got=options.seeds)
+    first = read_recipe(options.recipe, overrides)
+    folders = []
+    for seed in range(first.seed, first.seed + options.seeds):
+        name = f"{first.name}-seed{seed}"
+        recipe = read_recipe(options.recipe, [*overrides, f"--seed={seed}", f"--name={name}"])
+        folder = options.runs / name
+        folders.append(train(recipe, folder, resume=options.resume and (folder / "config.yaml").exists()))
+    ensemble = write_ensemble(options.runs / f"{first.name}-ensemble", folders)
+    _print_results([evaluate(folder) for folder in (*folders, ensemble)])
+    print(f"ensemble: {ensemble}")
     return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from equidyn.train import evaluate, write_ensemble
+
+    folders = [*options.run_folder]
+    if options.ensemble is not None:
+        folders.append(write_ensemble(options.ensemble, folders))
+    given = {"data": options.data, "windows": options.windows, "curvature": options.curvature}
+    results = [evaluate(folder, **given) for folder in folders]
+    _print_results(results)
+    for result in results:
+        _print_rolled(result)
+        _print_calibration(result)
+    return 0
+
+
+def _print_rolled(result: dict[str, Any]) -> None:
+    if rolled := result.get("rolled"):
+        errors = ", ".join(f"{rolled['mse'][k]:.3g} at {rolled['times'][k]:g}" for k in _ends(rolled))
+        print(f"{result['name']}, {rolled['windows']} windows: mean squared error {errors}")
+        for name in ("energy", "momentum", "bonds"):
+            if name in rolled["drift"]:
+                own, true = (rolled["drift"][key][-1] for key in (name, f"{name}_true"))
+                print(f"  drift of {name} at the end {own:.2g} (truth {true:.2g})")
+        print(f"  velocities between windows: {rolled['velocities']}")
+
+
+def _ends(rolled: dict[str, Any]) -> list[int]:
+    """Last time of each window."""
+    size = len(rolled["times"]) // rolled["windows"]
+    return [size * (k + 1) - 1 for k in range(rolled["windows"])]
+
+
+def _print_calibration(result: dict[str, Any]) -> None:
+    for entry in result.get("calibration", ()):
+        half = entry["coverage"][entry["levels"].index(0.5)]
+        most = entry["coverage"][entry["levels"].index(0.9)]
+        print(
+            f"{result['name']}, uncertainty by {entry['method']}: rank correlation with the error "
+            f"{entry['rank_correlation']:.2f}, coverage {half:.0%} of 50%, {most:.0%} of 90%, "
+            f"factor {entry['factor']:.2g}"
+        )
 
 
 def _print_results(results: Sequence[dict[str, Any]]) -> None:
@@ -150,7 +231,8 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table("", "F-MSE", "A-MSE", title=f"{results[0]['split']}, {results[0]['samples']} samples")
-    rows = {result["name"]: result for result in results} | results[0]["baselines"] | results[0]["published"]
+    most = max(results, key=lambda result: len(result["times"]))  # a run that predicts one time has no A-MSE
+    rows = {result["name"]: result for result in results} | most["baselines"] | most["published"]
     for name, row in rows.items():
         table.add_row(name, *("" if row.get(k) is None else f"{row[k]:.5f}" for k in ("f_mse", "a_mse")))
     Console().print(table)
@@ -178,6 +260,26 @@ def _report(options: argparse.Namespace) -> int:
             evaluate(folder)
     print(write_report(options.run_folder, options.out or options.run_folder[0] / "report.html"))
     return 0
+
+
+def _leaderboard(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from equidyn.report import write_leaderboard
+    from equidyn.train import run_leaderboard
+
+    board = run_leaderboard(
+        options.dataset,
+        options.runs,
+        epochs=options.epochs,
+        overrides=overrides,
+        progress=lambda name: print(name, file=sys.stderr),
+    )
+    _print_results(board.results)
+    out = options.out or options.runs / f"{options.dataset}-{options.epochs}" / "leaderboard.html"
+    title = f"{options.dataset}, {options.epochs} epochs"
+    print(write_leaderboard(title, board.folders, board.failed, out))
+    for name, why in board.failed.items():
+        print(f"{name}: not trained: {why}", file=sys.stderr)
+    return 1 if board.failed else 0
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -122,7 +122,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     seconds, _, modules = last.partition(" ")
     assert float(seconds) < 1.5
     assert modules == "[]"
-    for verb in ("simulate", "train", "evaluate", "predict", "report", "verify", "list", "cite"):
+    for verb in ("simulate", "train", "evaluate", "predict", "report", "leaderboard", "verify", "list", "cite"):
         assert any(line.split()[:1] == [verb] for line in text), verb
 
 

@@ -9,6 +9,7 @@ A model is any callable `model(sample) -> dict[str, Tensor]`; a sample is one gr
 the field names of `equidyn.core.fields`. Nothing is moved between devices and nothing given is changed.
 """
 
+from .periodic import check_periodic
 from .potential import check_cutoff, check_extensivity
 from .results import Check, ConformanceError, Report
 from .samples import random_sample
@@ -23,5 +24,6 @@ __all__ = [
     "check",
     "check_cutoff",
     "check_extensivity",
+    "check_periodic",
     "random_sample",
 ]

@@ -13,7 +13,7 @@ from equidyn.core.errors import InputError
 
 Array = NDArray[np.floating[Any]]
 
-PER_TRAJECTORY = ("positions", "velocities", "charges", "masses", "couplings")
+PER_TRAJECTORY = ("positions", "velocities", "charges", "masses", "couplings", "cell", "deviations")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Trajectories:
         charges: [S, N], or None.
         masses: [S, N], or None for unit masses.
         couplings: [S, N, N] symmetric with zero diagonal (which particles a spring joins), or None.
+        cell: [S, 3, 3] lattice vectors (rows) of boxes that repeat along all three, or None. Positions may lie outside.
+        deviations: [S, F, N] of predictions: how uncertain each position is, per coordinate; or None.
         meta: kind of system, its constants, seed, integrator ...; only what JSON can hold.
     """
 
@@ -36,6 +38,8 @@ class Trajectories:
     charges: Array | None = None
     masses: Array | None = None
     couplings: Array | None = None
+    cell: Array | None = None
+    deviations: Array | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -70,6 +74,8 @@ class Trajectories:
             "charges": (trajectories, particles),
             "masses": (trajectories, particles),
             "couplings": (trajectories, particles, particles),
+            "cell": (trajectories, 3, 3),
+            "deviations": shape[:3],
         }
         for name, right in expected.items():
             array = getattr(self, name)
@@ -78,6 +84,8 @@ class Trajectories:
                 raise InputError(what, where=where, expected=f"shape {list(right)}", got=list(array.shape))
         for name in (*PER_TRAJECTORY, "times"):
             _check_finite(name, getattr(self, name), where)
+        if self.cell is not None:
+            _check_volume(self.cell, where)
         if not (np.diff(self.times) > 0).all():
             raise InputError("times do not increase", where=where, expected="each time later than the one before")
 
@@ -85,6 +93,15 @@ class Trajectories:
 def _check_real(name: str, array: Array | None, where: object) -> None:
     if array is not None and array.dtype not in (np.float32, np.float64):
         raise InputError(f"{name} have the wrong dtype", where=where, expected="float32 or float64", got=array.dtype)
+
+
+def _check_volume(cell: Array, where: object) -> None:
+    size = np.abs(cell).max((1, 2))
+    flat = np.abs(np.linalg.det(cell)) <= 1e-12 * size**3
+    if flat.any():
+        number = int(np.argmax(flat))
+        what = "a box without volume"
+        raise InputError(what, where=where, expected="independent lattice vectors", got=f"trajectory {number}")
 
 
 def _check_finite(name: str, array: Array | None, where: object) -> None:

@@ -2,8 +2,9 @@
 
 from equidyn.data.mocap import Mocap
 from equidyn.data.nbody import NBody
+from equidyn.data.periodic import Periodic
 
-DATASETS = {"mocap": Mocap, "nbody": NBody}
+DATASETS = {"mocap": Mocap, "nbody": NBody, "periodic": Periodic}
 """What a recipe can name under `data.dataset`."""
 
-__all__ = ["DATASETS", "Mocap", "NBody"]
+__all__ = ["DATASETS", "Mocap", "NBody", "Periodic"]

@@ -59,7 +59,7 @@ def skeleton_sample(pos: Tensor, vel: Tensor, bones: Tensor, gravity: Tensor, he
 
     Returns:
         Data with `pos`, `vel`, `x [B, N, 2]` (speed, height), `edge_index [2, E]`, `edge_attr [B, E, 2]` (kind, squared
-        distance), `bone_index [2, K]`, `gravity [1, 3]`.
+        distance), `bone_index [2, K]`, `gravity [1, 3]`, `height_unit [1]`.
     """
     edge_index, kind = skeleton_graph(bones, pos.shape[1])
     send, receive = edge_index
@@ -67,7 +67,8 @@ def skeleton_sample(pos: Tensor, vel: Tensor, bones: Tensor, gravity: Tensor, he
     edge_attr = torch.stack([kind.to(pos).expand_as(squared), squared], dim=-1)
     x = torch.stack([vel.norm(dim=-1), -(pos @ gravity) / height_unit], dim=-1)
     given = {"pos": pos, "vel": vel, "x": x, "edge_index": edge_index, "edge_attr": edge_attr}
-    return Data(**given, bone_index=bones.T.contiguous(), gravity=gravity[None])
+    unit = torch.tensor([height_unit], dtype=pos.dtype)
+    return Data(**given, bone_index=bones.T.contiguous(), gravity=gravity[None], height_unit=unit)
 
 
 class SkeletonDataset(Dataset):
@@ -87,7 +88,7 @@ class SkeletonDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> Data:
         which, all_of = torch.as_tensor(indices), self.states
-        shared = {name: all_of[name] for name in ("edge_index", "bone_index", "gravity")}
+        shared = {name: all_of[name] for name in ("edge_index", "bone_index", "gravity", "height_unit")}
         own = {name: all_of[name][which] for name in ("pos", "vel", "x", "edge_attr")}
         targets = {"trajectory": self.trajectory[which], "trajectory_vel": self.trajectory_vel[which]}
         return Data(**own, **shared, times=self.times[None], **targets)

@@ -8,6 +8,8 @@
 | `charges` | [S, N] | float64 | if the particles have charges |
 | `masses` | [S, N] | float64 | if they have masses; without this array all masses are 1 |
 | `couplings` | [S, N, N] | float64 | if springs join them: strength between i and j, symmetric, zero diagonal |
+| `cell` | [S, 3, 3] | float64 | if they move in periodic boxes: lattice vectors in rows; positions may lie outside |
+| `deviations` | [S, F, N] | float64 | of predictions: standard deviation of each position, per coordinate |
 | `meta` | [] | text | JSON: `format_version`, `kind`, `constants`, `seed`, `integrator`, `equidyn` (version) ... |
 
 Everything is unitless. Any tool that reads npz can read it; a file made elsewhere needs the first three arrays only.

@@ -6,9 +6,9 @@ ICML 2022, arXiv 2110.14811. The score network of the same paper is `equidyn.mod
 Symmetry: rotations, translations and permutations; not reflections, as the cross products in the frames tell left from
 right. `reflections=True` gives them up for the full E(3).
 
-Reads `pos [N, 3]`, `vel [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `edge_attr [E, A]`, `batch [N]` and
-`centre [N, 3]`; node and edge fields may carry a leading batch axis beside one shared `edge_index`. Gives `pos` (moved
-points, in the unit of the input) and `h [N, H]`.
+Reads `pos [N, 3]`, `vel [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `edge_attr [E, A]`, `batch [N]`,
+`centre [N, 3]` and, with `centre="neighbours"`, `edge_shift [E, 3]`; node and edge fields may carry a leading
+batch axis beside one shared `edge_index`. Gives `pos` (moved points, in the unit of the input) and `h [N, H]`.
 
 Differences from the original: systems may have different sizes and any edges; collinear and coincident points have
 finite gradients; the shift is clamped by its length instead of component by component, which breaks rotation
@@ -81,7 +81,7 @@ class _Pairs(NamedTuple):
 
 def _pairs(x: Tensor, edges: Edges, options: ClofNetOptions) -> _Pairs:
     receiver = edges.from_receivers(x)
-    d = receiver - edges.from_senders(x)
+    d = edges.relative(x)
     if options.centre == "graph":  # x comes centred
         return _Pairs(d, receiver)
     degree = 1 / edges.inverse_degree
@@ -280,8 +280,9 @@ class ClofNet(nn.Module):
         edges = self._edges(sample.edge_index, pos.shape[-2], pos.dtype, copies=pos[..., 0, 0].numel())
         edge_attr = sample.get("edge_attr")
         edge_attr = None if edge_attr is None else edge_attr.flatten(0, -2)
-        centre = _centre(sample)
+        centre, shift = _centre(sample), sample.get("edge_shift")
         x, v, h = (pos - centre).flatten(0, -2), sample.vel.flatten(0, -2), self.embedding(sample.x.flatten(0, -2))
+        edges = edges.placed(x, None if shift is None else shift.flatten(0, -2))
         e = self.scalars(_pairs(x, edges, self.options), v, edges, edge_attr)
         for layer in self.layers:
             h, x = layer(h, x, v, e, edges)
@@ -294,6 +295,9 @@ class ClofNet(nn.Module):
             if width and (value is None or value.shape[-1] != width):
                 got = "nothing" if value is None else tuple(value.shape)
                 raise InputError("scalar features", where=f"field {field}", expected=f"[..., {width}]", got=got)
+        if sample.get("edge_shift") is not None and self.options.centre == "graph":
+            expected = "options.centre: neighbours"
+            raise InputError("a periodic box has no middle", where="field edge_shift", expected=expected, got="graph")
         if self.options.gaussians and not bool((sample.edge_attr[..., 0].abs() == 1).all()):
             raise InputError("product of charges", where="field edge_attr, column 0", expected="1 or -1")
 

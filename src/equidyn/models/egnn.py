@@ -4,9 +4,10 @@ Satorras, Hoogeboom, Welling, "E(n) Equivariant Graph Neural Networks", ICML 202
 
 Symmetry: E(n), any dimension n, and permutations. Positions enter through squared distances and relative vectors only.
 
-Reads `pos [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `vel [N, 3]`, `edge_attr [E, A]`, `batch [N]`;
-node and edge fields may carry a leading batch axis beside one shared `edge_index`. Gives `pos` (moved points, in the
-unit of the input), `h` (node features) and, with a graph readout, `prediction [B]`.
+Reads `pos [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `vel [N, 3]`, `edge_attr [E, A]`,
+`edge_shift [E, 3]` (images in a periodic box), `batch [N]`; node and edge fields may carry a leading
+batch axis beside one shared `edge_index`. Gives `pos` (moved points, in the unit of the input), `h` (node features)
+and, with a graph readout, `prediction [B]`.
 
 Differences from the original: clamping acts on the norm of the summed shift, not on its components, which would break
 rotation equivariance (the original's clamps are options); coincident points have finite gradients; inputs are never
@@ -52,6 +53,8 @@ class EGNNOptions:
         activation: "silu", or "tanh" with inner layers four times as wide (`flat` of the EGNO code).
         node_input: give the node update the input features x again (`node_attr` of the QM9 code).
         move: update the positions (the QM9 form does not).
+        cutoff: distance in the input state at which messages fade smoothly to zero, that of the neighbour list, so that
+            nothing jumps when a pair enters or leaves it; 0 for messages as they are (ours).
         fused: compute the messages by one hand-differentiated operator where the other options allow; it is faster and
             can be differentiated once. Turn it off to differentiate twice.
     """
@@ -68,7 +71,12 @@ class EGNNOptions:
     activation: Literal["silu", "tanh"] = "silu"
     node_input: int = 0
     move: bool = True
+    cutoff: float = 0.0
     fused: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cutoff < float("inf"):
+            raise InputError("cutoff", where="option cutoff", expected="a distance, or 0 for none", got=self.cutoff)
 
 
 def _activation(name: str) -> nn.Module:
@@ -176,7 +184,7 @@ class EGNNLayer(nn.Module):
         self, ends: Tensor, x: Tensor, v: Tensor | None, edge_attr: Tensor | None, edges: Edges
     ) -> tuple[Tensor, ...]:
         """What arrives at each node: the messages, and the vectors along which they move it."""
-        r = edges.from_receivers(x) - edges.from_senders(x)
+        r = edges.relative(x)
         w = None
         if self.options.relative_velocity and v is not None:
             w = edges.from_receivers(v) - edges.from_senders(v)
@@ -192,7 +200,7 @@ class EGNNLayer(nn.Module):
             total, g = fused_messages(ends, q, shared, edges, self._weights())
         else:
             total, g = self._messages(ends, q, shared, edges)
-        return (total,) if g is None else (total, edges.sum(self._along(r, w, g)))
+        return (total,) if g is None else (total, edges.sum(edges.weighted(self._along(r, w, g))))
 
     def _invariants(self, r: Tensor, w: Tensor | None) -> Tensor:
         """What the messages see of relative positions r and velocities w [E, n]: [E, D]."""
@@ -216,7 +224,7 @@ class EGNNLayer(nn.Module):
         m = self.act(self.message_out(self.act(a)))
         if self.gate is not None:
             m = m * self.gate(m).sigmoid()
-        return edges.sum(m), None if self.shift is None else self.shift(m)
+        return edges.sum(edges.weighted(m)), None if self.shift is None else self.shift(m)
 
     def _weights(self) -> MessageWeights:
         assert self.shift is not None
@@ -282,7 +290,7 @@ class EGNN(nn.Module):
         self.layers = nn.ModuleList(
             EGNNLayer(hidden_dim, edge_dim, velocity=velocity, options=layer) for _ in range(num_layers)
         )
-        self.readout = readout
+        self.readout, self.cutoff = readout, layer.cutoff
         if readout == "node":
             self.node_out = Linear(hidden_dim, out_dim)
         elif readout == "graph":
@@ -296,8 +304,10 @@ class EGNN(nn.Module):
         if features.shape[-1] != self.embedding.in_features:
             raise InputError("node features", where="x", expected=self.embedding.in_features, got=features.shape[-1])
         edges = self._edges(sample.edge_index, pos.shape[-2], pos.dtype, copies=pos[..., 0, 0].numel())
-        vel, edge_attr = (None if t is None else t.flatten(0, -2) for t in (sample.get("vel"), sample.get("edge_attr")))
+        names = ("vel", "edge_attr", "edge_shift")
+        vel, edge_attr, shift = (None if t is None else t.flatten(0, -2) for t in map(sample.get, names))
         x, x0, v = pos.flatten(0, -2), features.flatten(0, -2), vel
+        edges = edges.placed(x, shift, self.cutoff)
         h = self.embedding(x0)
         for layer in self.layers:
             h, x, v = layer(h, x, v, edges, edge_attr, x0)

@@ -6,10 +6,11 @@ Modeling 3D Dynamics", ICML 2024, arXiv 2401.11037.
 Symmetry: rotations, translations and permutations of the nodes, and reflections where the backbone keeps them
 (`EGNO.symmetry` says so).
 
-Reads `pos [N, 3]`, `vel [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `edge_attr [E, A]`, `batch [N]` and
-`times [1, P]` (in the unit in which `vel` counts time), and if told to `gravity [1, 3]`; node and edge fields may carry
-a leading batch axis beside one shared `edge_index`. Gives `trajectory [N, P, 3]` and `trajectory_vel [N, P, 3]` at
-those times, in the units of `pos` and `vel`, and on request the scalar features `h [N, P, C]`.
+Reads `pos [N, 3]`, `vel [N, 3]`, `x [N, F]`, `edge_index [2, E]`, and where present `edge_attr [E, A]`,
+`edge_shift [E, 3]` (images in a periodic box), `batch [N]` and `times [1, P]` (in the unit in which `vel`
+counts time), and if told to `gravity [1, 3]`; node and edge fields may carry a leading batch axis beside one shared
+`edge_index`. Gives `trajectory [N, P, 3]` and `trajectory_vel [N, P, 3]` at those times, in the units of `pos` and
+`vel`, and on request the scalar features `h [N, P, C]`.
 
 The network alternates two operators on functions of time: a temporal convolution of each node's own trajectory, and a
 spatial layer (any backbone) that lets the nodes interact, separately at each time. Both are equivariant, so their
@@ -57,9 +58,11 @@ class _Rows:
         self.pos, self.vel, self.x = (t.flatten(0, -2) for t in (pos, sample.vel, sample.x))
         edge_attr = sample.get("edge_attr")
         self.edge_attr = None if edge_attr is None else edge_attr.flatten(0, -2)
+        shift = sample.get("edge_shift")
+        self.shift = None if shift is None else shift.flatten(0, -2)
         self.edge_index, self.num_nodes = sample.edge_index, pos.shape[-2]
         self.graph = sample.get("batch")
-        self.centre = self._mean_position() if sample.get("centre") is None else sample.centre.flatten(0, -2)
+        self.centre = self._centre(sample)
 
     def of_graphs(self, value: Tensor) -> Tensor:
         """Values per graph [B or 1, Q] as values per row [Q, R]."""
@@ -67,6 +70,12 @@ class _Rows:
             return value[self.graph].T
         rows = value.repeat_interleave(self.num_nodes, 0) if len(value) > 1 else value
         return rows.T.expand(-1, len(self.pos))
+
+    def _centre(self, sample: Data) -> Tensor:
+        """What positions are counted from [R, 3]; a periodic box has no middle, there each node counts from itself."""
+        if sample.get("centre") is not None:
+            return sample.centre.flatten(0, -2)
+        return self._mean_position() if self.shift is None else self.pos
 
     def _mean_position(self) -> Tensor:
         """Mean position of each row's graph [R, 3]."""
@@ -173,6 +182,7 @@ class EGNO(nn.Module):
             kind.layer(hidden_dim, edge_dim, update_features=features or number < num_layers - 1, options=layer_options)
             for number in range(num_layers)
         )
+        self.cutoff = getattr(layer_options, "cutoff", 0.0)
         self._edges = EdgeCache()
 
     def forward(self, sample: Data) -> dict[str, Tensor]:
@@ -197,7 +207,7 @@ class EGNO(nn.Module):
         times = self._requested(sample.get("times"))
         slices = len(self.times) + (0 if times is None else times.shape[1])
         edges = self._edges(rows.edge_index, rows.num_nodes, rows.pos.dtype, slices * rows.copies)
-        return rows, edges, times
+        return rows, edges.placed(rows.pos, rows.shift, self.cutoff), times
 
     def _requested(self, times: Tensor | None) -> Tensor | None:
         """The times a sample asks for [B or 1, Q], or None where they are the model's own."""

@@ -401,7 +401,7 @@ class KernelBackbone(nn.Module):
         self, h: Tensor, x: Tensor, v: Tensor, edges: Edges, edge_attr: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """New h and x, v as it came, and the new vectors and tensors."""
-        r = (edges.from_receivers(x) - edges.from_senders(x)) / self.options.scale
+        r = edges.relative(x) / self.options.scale
         if edge_attr is not None:
             edge_attr = edge_attr.repeat(len(r) // max(len(edge_attr), 1), 1)
         f = torch.cat([h[:, None], *tensors], dim=1)  # [R, components, copies]

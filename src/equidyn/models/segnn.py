@@ -378,7 +378,7 @@ class SEGNNBackbone(nn.Module):
     ) -> tuple[Tensor, ...]:
         """New h and x, v as it came, and the new vectors and tensors."""
         options = self.options
-        r = edges.from_senders(x) - edges.from_receivers(x)
+        r = -edges.relative(x)
         edge, node, scalars = _geometry(r, v, edges, options.lmax_attr, options)
         if edge_attr is not None and len(edge_attr):
             scalars = torch.cat([scalars, edge_attr.repeat(len(r) // len(edge_attr), 1)], dim=1)

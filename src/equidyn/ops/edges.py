@@ -11,7 +11,7 @@ What a network makes for every edge takes memory for every edge, N^2 on a comple
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,8 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from equidyn.core.errors import InputError
+from equidyn.ops.cutoff import polynomial_envelope
+from equidyn.ops.vectors import length
+
 EDGES_AT_ONCE = 1 << 18
 """More edges than these (512 nodes, each joined to all) are worked on in parts of at most as many."""
+
+_ENVELOPE = 6  # exponent of the smooth cutoff, the usual one
 
 
 class Ends(NamedTuple):
@@ -111,12 +117,16 @@ class Edges:
         senders: the sources j.
         inverse_degree: [N, 1] one over the number of edges that end in each node (at least one).
         pairs: [2 E] for each edge the rows 2 i and 2 j + 1, where receiver and sender parts of the nodes alternate.
+        shift: [E', n] image offsets of the first E' edges, of which the others are copies; None without images.
+        weight: [E', 1] factor of the messages, zero at the cutoff; None for 1.
     """
 
     receivers: Ends
     senders: Ends
     inverse_degree: Tensor
     pairs: Tensor
+    shift: Tensor | None = None
+    weight: Tensor | None = None
 
     @staticmethod
     def build(edge_index: Tensor, num_nodes: int, dtype: torch.dtype, copies: int = 1) -> Edges:
@@ -147,9 +157,45 @@ class Edges:
         for index in self.receivers.order.split(EDGES_AT_ONCE):
             receive, send = self.receivers.node[index], self.senders.node[index]
             pairs = torch.stack([2 * receive, 2 * send + 1], dim=1).flatten()
-            edges = Edges(_ends(receive, nodes), _ends(send, nodes), self.inverse_degree, pairs)
+            shift, weight = (None if t is None else t[index % len(t)] for t in (self.shift, self.weight))
+            edges = Edges(_ends(receive, nodes), _ends(send, nodes), self.inverse_degree, pairs, shift, weight)
             found.append((edges, index))
         return found
+
+    def placed(self, pos: Tensor, shift: Tensor | None, cutoff: float = 0.0) -> Edges:
+        """The same edges with their image offsets, and weights that fall smoothly to zero at a cutoff.
+
+        Args:
+            pos: [R, n] positions of the first R nodes, by which the edges were chosen; the others are copies.
+            shift: [E', n] image offsets, r_ij = pos[j] + shift - pos[i]; or None.
+            cutoff: distance that chose the edges; 0 for no weights.
+
+        Raises:
+            InputError: offsets that do not match the edges.
+        """
+        total, nodes = len(self.receivers.node), len(self.inverse_degree)
+        if shift is not None and ((not len(shift) and total) or (len(shift) and total % len(shift))):
+            raise InputError("image offsets", where="field edge_shift", expected="one per edge", got=tuple(shift.shape))
+        edges = self if shift is None or not len(shift) else replace(self, shift=shift)
+        if not cutoff:
+            return edges
+        first = total * len(pos) // nodes
+        receive, send = self.receivers.node[:first], self.senders.node[:first]
+        r = _minus(pos.index_select(0, receive) - pos.index_select(0, send), edges.shift)
+        weight = polynomial_envelope(length(r) / cutoff, _ENVELOPE)
+        degree = weight.new_zeros(len(pos), 1).index_add(0, receive, weight)
+        inverse = degree.clamp(min=1).reciprocal().repeat(nodes // max(len(pos), 1), 1)
+        return replace(edges, weight=weight, inverse_degree=inverse)
+
+    def relative(self, x: Tensor) -> Tensor:
+        """x_i - x_j for every edge, x_j in its image: [N, n] to [E, n]."""
+        return _minus(self.from_receivers(x) - self.from_senders(x), self.shift)
+
+    def weighted(self, m: Tensor) -> Tensor:
+        """m [E, C] times the weight of each edge."""
+        if self.weight is None or not len(self.weight):
+            return m
+        return (m.view(-1, *self.weight.shape[:1], m.shape[1]) * self.weight).view(m.shape)
 
     def from_receivers(self, h: Tensor) -> Tensor:
         """h_i for every edge (i, j): [N, C] to [E, C]."""
@@ -189,6 +235,10 @@ def in_parts(edges: Edges, work: Callable[[Edges, Tensor | None], tuple[Tensor, 
             sums = work(part, index)
         total = tuple(a + b for a, b in zip(total, sums, strict=True)) if total else sums
     return total
+
+
+def _minus(r: Tensor, shift: Tensor | None) -> Tensor:
+    return r if shift is None else (r.view(-1, *shift.shape) - shift).view(r.shape)
 
 
 class EdgeCache:

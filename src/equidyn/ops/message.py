@@ -3,7 +3,7 @@
     a_ij = r_i + s_j + W q_ij + e_ij        (the first map on [h_i ++ h_j ++ q_ij ++ e_ij], its parts applied apart)
     m_ij = silu(W2 silu(a_ij) + b2)         (message)
     g_ij = W4 silu(W3 m_ij + b3) + b4       (weights of the relative vector, or of several)
-    M_i  = sum_j m_ij
+    M_i  = sum_j w_ij m_ij                  (w_ij: weights of the edges, if they have any)
 
 ClofNet has one map more before the message, p_ij = W1 silu(a_ij) + b1, in the place of a_ij in the second line.
 
@@ -44,7 +44,7 @@ class MessageWeights(NamedTuple):
 class _Message(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, nodes: Tensor, q: Tensor, shared: Tensor | None, edges: Edges, *weights: Tensor
+        ctx: Any, nodes: Tensor, q: Tensor, shared: Tensor | None, factor: Tensor | None, edges: Edges, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         w = MessageWeights(*weights)
         a = _first_map(nodes, q, shared, w.distance, edges)
@@ -53,21 +53,25 @@ class _Message(torch.autograd.Function):
         m = F.silu(b)
         c = linear(m, w.weight3, w.bias3)
         g = linear(F.silu(c), w.weight4, w.bias4)
-        ctx.save_for_backward(q, a, p, b, c, *weights)
+        ctx.save_for_backward(q, a, p, b, c, factor, *weights)
         ctx.edges, ctx.shared_rows = edges, None if shared is None else len(shared)
-        return edges.sum(m), g
+        return edges.sum(m if factor is None else m * factor), g
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sum: Tensor, grad_g: Tensor) -> tuple[Tensor | None, ...]:
-        q, a, p, b, c, *weights = ctx.saved_tensors
+        q, a, p, b, c, factor, *weights = ctx.saved_tensors
         w, edges = MessageWeights(*weights), ctx.edges
         # g = W4 silu(c) + b4
         grad_w4 = grad_g.T @ F.silu(c)
         grad_c = _silu_backward(_few_columns(grad_g, w.weight4), c)
         # c = W3 m + b3, and m also entered the sum
         grad_w3, grad_b3 = weight_gradient(grad_c, F.silu(b)), grad_c.sum(0)
-        grad_m = linear(grad_c, w.weight3.T).add_(grad_sum.index_select(0, edges.receivers.node))
+        arrived, grad_factor = grad_sum.index_select(0, edges.receivers.node), None
+        if factor is not None:
+            grad_factor = (arrived * F.silu(b)).sum(1, keepdim=True)
+            arrived = arrived.mul_(factor)
+        grad_m = linear(grad_c, w.weight3.T).add_(arrived)
         grad_b = _silu_backward.grad_input(grad_m, b, grad_input=grad_m)
         # b = W2 silu(p) + b2
         grad_w2, grad_b2 = weight_gradient(grad_b, F.silu(p)), grad_b.sum(0)
@@ -84,7 +88,7 @@ class _Message(torch.autograd.Function):
         grad_shared = None if ctx.shared_rows is None else grad_a.view(-1, ctx.shared_rows, a.shape[1]).sum(0)
         grad_b4 = None if w.bias4 is None else grad_g.sum(0)
         by_weight = (grad_distance, grad_w2, grad_b2, grad_w3, grad_b3, grad_w4, grad_b4, grad_w1, grad_b1)
-        return grad_nodes, grad_q, grad_shared, None, *by_weight
+        return grad_nodes, grad_q, grad_shared, grad_factor, None, *by_weight
 
 
 def _few_columns(x: Tensor, weight: Tensor) -> Tensor:
@@ -125,7 +129,7 @@ def _without_gradient(
         m = F.silu(linear(m, w.weight1, w.bias1), inplace=True)
     m = F.silu(linear(m, w.weight2, w.bias2), inplace=True)
     g = linear(F.silu(linear(m, w.weight3, w.bias3), inplace=True), w.weight4, w.bias4)
-    return edges.sum(m), g
+    return edges.sum(edges.weighted(m)), g
 
 
 def fused_messages(
@@ -147,9 +151,17 @@ def fused_messages(
     if not torch.is_autocast_enabled(device):
         if not torch.is_grad_enabled():
             return _without_gradient(nodes, q, shared, edges, weights)
-        return _Message.apply(nodes, q, shared, edges, *weights)
+        return _Message.apply(nodes, q, shared, _factor(edges), edges, *weights)
     dtype = torch.get_autocast_dtype(device)  # the hand-written derivatives take one dtype
     nodes, q = nodes.to(dtype), q.to(dtype)
-    shared, *cast = (None if t is None else t.to(dtype) for t in (shared, *weights))
+    shared, factor, *cast = (None if t is None else t.to(dtype) for t in (shared, _factor(edges), *weights))
     with torch.autocast(device, enabled=False):
-        return _Message.apply(nodes, q, shared, edges, *cast)
+        return _Message.apply(nodes, q, shared, factor, edges, *cast)
+
+
+def _factor(edges: Edges) -> Tensor | None:
+    """The weight of every edge [E, 1]."""
+    weight = edges.weight
+    if weight is None or not len(weight):
+        return None
+    return weight.repeat(len(edges.receivers.node) // len(weight), 1)

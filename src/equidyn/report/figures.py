@@ -134,6 +134,28 @@ def parity_plot(title: str, true: Floats, predicted: Floats, style: str) -> str:
     return _figure(title, svg, f"{caption}{outside}.", "parity")
 
 
+def ranking_chart(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
+    """One dot per name on a logarithmic axis, in the given order; rows are (name, value, style)."""
+    usable = [(name, value, style) for name, value, style in rows if math.isfinite(value) and value > 0]
+    if not usable:
+        return ""
+    left, step, top = 190, 20, 12
+    base = top + step * len(usable)
+    axis = log_axis(np.array([value for _, value, _ in usable]), left, WIDTH - RIGHT)
+    parts = [f'<path class="axis" d="M{axis.start} {base}H{axis.stop}"/>']
+    for value, x in zip(axis.ticks, axis(np.array(axis.ticks)), strict=True):
+        parts.append(f'<path class="grid" d="M{x:.1f} {top}V{base}"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 18}" text-anchor="middle">{tick(value)}</text>')
+    for k, (name, value, style) in enumerate(usable):
+        y, x = top + step * (k + 0.5), float(axis(value))
+        parts.append(f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6"><title>{number(value)}</title></circle>'
+        parts.append(f'<g class="{style}">{dot}</g>')
+    label = escape(f"{title}: " + ", ".join(f"{name} {number(value)}" for name, value, _ in usable))
+    svg = f'<svg viewBox="0 0 {WIDTH} {base + 30}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return _figure(title, svg, "", "chart")
+
+
 def _figure(title: str, body: str, caption: str, kind: str) -> str:
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure class="{kind}"><h3>{escape(title)}</h3>{body}{below}</figure>'

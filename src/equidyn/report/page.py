@@ -13,7 +13,7 @@ from string import Template
 import numpy as np
 
 from equidyn.core.errors import InputError
-from equidyn.report.runs import Run, read_runs
+from equidyn.report.runs import read_runs
 from equidyn.report.sections import SECTIONS, page_title
 from equidyn.report.text import escape
 
@@ -33,7 +33,17 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     """
     runs = read_runs(run_folders)
     with np.errstate(all="ignore"):  # a diverged run may hold anything; the page says so
-        page = _render(runs)
+        body = [section(runs) for section in SECTIONS]
+    return write_page(page_title(runs), body, out)
+
+
+def write_page(title: str, sections: Sequence[str], out: Path) -> Path:
+    """Writes a page of finished sections (HTML) in the style of the report.
+
+    Raises:
+        InputError: `out` cannot be written.
+    """
+    page = _render(title, sections)
     out = Path(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -48,13 +58,13 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def _render(runs: Sequence[Run]) -> str:
+def _render(title: str, sections: Sequence[str]) -> str:
     charts, animation = _asset("charts.js"), _asset("animation.js")
     return Template(_asset("template.html")).substitute(
-        title=escape(page_title(runs)),
+        title=escape(title),
         script_hashes=" ".join(map(_content_hash, (charts, animation))),
         style=_asset("style.css"),
-        body="\n".join(filter(None, (section(runs) for section in SECTIONS))),
+        body="\n".join(filter(None, sections)),
         charts=charts,
         animation=animation,
     )

@@ -61,6 +61,31 @@ class UnseenTimes:
 
 
 @dataclass(frozen=True)
+class Rolled:
+    """A model rolled on over several windows: errors, and medians of what should not drift."""
+
+    windows: float
+    velocities: str
+    times: Floats
+    mse: Floats
+    baselines: dict[str, Floats]
+    drift: dict[str, Floats]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A predicted uncertainty against the true error: by quantile of the prediction, and coverage at each level."""
+
+    method: str
+    factor: float
+    rank_correlation: float
+    predicted: Floats
+    true: Floats
+    levels: Floats
+    coverage: Floats
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What `evaluation.json` holds; None or empty where the run did not measure it."""
 
@@ -81,6 +106,8 @@ class Evaluation:
     symmetry_dtype: str
     unseen: UnseenTimes | None
     drift: dict[str, Floats]
+    rolled: Rolled | None = None
+    calibration: tuple[Calibration, ...] = ()
 
     @property
     def one_time(self) -> bool:
@@ -218,6 +245,8 @@ def _read_evaluation(path: Path) -> Evaluation:
         symmetry_dtype=fields.text("symmetry_dtype", "float32"),
         unseen=_unseen(fields),
         drift=_drift(fields, times.size),
+        rolled=_rolled(fields),
+        calibration=tuple(map(_calibration, fields.items("calibration"))),
     )
 
 
@@ -262,6 +291,10 @@ class _Fields:
         value = self._get(key, Mapping, "a JSON object", required=False)
         return _Fields(value, f"{self.where}, {key}") if value else None
 
+    def items(self, key: str) -> list[_Fields]:
+        entries = self._get(key, list, "a list of JSON objects", required=False) or []
+        return [_Fields(raw, f"{self.where}, {key} {k}") for k, raw in enumerate(entries)]
+
     def children(self, key: str) -> list[tuple[str, _Fields]]:
         entries = self.child(key)
         return (
@@ -293,6 +326,41 @@ def _unseen(fields: _Fields) -> UnseenTimes | None:
         return None
     times = entry.numbers("times")
     return UnseenTimes(times, entry.numbers("mse", times.size), entry.numbers("trained_at"))
+
+
+DRIFTS = ("energy", "momentum", "bonds")
+
+
+def _rolled(fields: _Fields) -> Rolled | None:
+    entry = fields.child("rolled")
+    if entry is None:
+        return None
+    times = entry.numbers("times")
+    drift, simple = entry.child("drift"), entry.child("baselines")
+    keys = [f"{name}{suffix}" for name in DRIFTS for suffix in ("", "_true")]
+    drifts = {key: drift.numbers(key, times.size, required=False) for key in keys} if drift else {}
+    return Rolled(
+        windows=entry.number("windows", required=True) or 0.0,
+        velocities=entry.text("velocities"),
+        times=times,
+        mse=entry.numbers("mse", times.size),
+        baselines={name: simple.numbers(name, times.size) for name in simple.raw} if simple else {},
+        drift={key: values for key, values in drifts.items() if values.size},
+    )
+
+
+def _calibration(entry: _Fields) -> Calibration:
+    predicted, levels = entry.numbers("predicted"), entry.numbers("levels")
+    factor, correlation = (entry.number(key) for key in ("factor", "rank_correlation"))
+    return Calibration(
+        method=entry.text("method"),
+        factor=math.nan if factor is None else factor,
+        rank_correlation=math.nan if correlation is None else correlation,
+        predicted=predicted,
+        true=entry.numbers("true", predicted.size),
+        levels=levels,
+        coverage=entry.numbers("coverage", levels.size),
+    )
 
 
 def _drift(fields: _Fields, length: int) -> dict[str, Floats]:

@@ -5,6 +5,7 @@ F-MSE is the squared error per coordinate at the last time, A-MSE its mean over 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -117,7 +118,16 @@ def ballistic(sample: Data) -> Tensor:
 def translation(sample: Data) -> Tensor:
     """Baseline: all move on together, with the mean velocity. [..., N, P, 3]."""
     times = sample.times[0].to(sample.pos.dtype)[:, None]
-    return sample.pos.unsqueeze(-2) + sample.vel.mean(-2, keepdim=True).unsqueeze(-2) * times
+    return sample.pos.unsqueeze(-2) + _mean_velocity(sample).unsqueeze(-2) * times
+
+
+def _mean_velocity(sample: Data) -> Tensor:
+    """Mean velocity of each graph, [..., 1, 3] or, in one large graph, at its nodes [N, 3]."""
+    graph = sample.get("batch")
+    if graph is None:
+        return sample.vel.mean(-2, keepdim=True)
+    count = torch.bincount(graph).clamp(min=1).to(sample.vel)[:, None]
+    return (sample.vel.new_zeros(len(count), 3).index_add(0, graph, sample.vel) / count)[graph]
 
 
 def fit_linear(sample: Data) -> Tensor:
@@ -130,6 +140,52 @@ def fit_linear(sample: Data) -> Tensor:
 def linear(sample: Data, factors: Tensor) -> Tensor:
     """Baseline x + c_p v with the factors of `fit_linear`. [..., N, P, 3]."""
     return sample.pos.unsqueeze(-2) + sample.vel.unsqueeze(-2) * factors[:, None]
+
+
+def roll_windows(
+    predict: Callable[[Data], dict[str, Tensor]],
+    sample: Data,
+    windows: int,
+    restate: Callable[[Data, Tensor, Tensor], Data],
+    *,
+    trained_velocities: bool,
+) -> tuple[Tensor, Tensor]:
+    """Predict window after window: the state at the last time of one is the input of the next.
+
+    Args:
+        predict: gives `trajectory` (and `trajectory_vel`) at the `times` of a sample.
+        sample: input states.
+        windows: how many.
+        restate: makes a sample of another state.
+        trained_velocities: take the predicted velocities; else they come from the parabola through the last three
+            positions, as velocities that no training has seen mean nothing.
+
+    Returns:
+        Positions and velocities [..., N, windows * P, 3].
+    """
+    state, found = sample, []
+    for _ in range(windows):
+        out = predict(state)
+        x = out["trajectory"]
+        v = out["trajectory_vel"] if trained_velocities else _difference_velocities(x, state)
+        found.append((x, v))
+        state = restate(state, x[..., -1, :], v[..., -1, :])
+    return torch.cat([x for x, _ in found], dim=-2), torch.cat([v for _, v in found], dim=-2)
+
+
+def _difference_velocities(x: Tensor, state: Data) -> Tensor:
+    """Slope at each time of the parabola through it and the two positions before, [..., N, P, 3]."""
+    times = state.times[0].to(x.dtype)
+    first = times[:1]
+    # Straight on backwards from the input state, as far as the first time lies ahead.
+    before = (state.pos - state.vel * first).unsqueeze(-2)
+    x = torch.cat([before, state.pos.unsqueeze(-2), x], dim=-2)
+    t = torch.cat([-first, first.new_zeros(1), times])[:, None]
+    count = x.shape[-2] - 2
+    x0, x1, x2 = (x[..., k : k + count, :] for k in range(3))
+    t0, t1, t2 = (t[k : k + count] for k in range(3))
+    left, right = (x1 - x0) / (t1 - t0), (x2 - x1) / (t2 - t1)
+    return right + (right - left) * (t2 - t1) / (t2 - t0)
 
 
 BASELINES = ("constant", "ballistic", "translation", "linear")

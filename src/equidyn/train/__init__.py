@@ -1,8 +1,9 @@
 """Training, evaluation and prediction: one Lightning module for all systems."""
 
-from equidyn.train.checkpoint import load_model
+from equidyn.train.checkpoint import load_model, write_ensemble
 from equidyn.train.evaluation import evaluate, predict_trajectories, read_states
 from equidyn.train.fit import train
+from equidyn.train.leaderboard import run_leaderboard
 from equidyn.train.recipe import Recipe, read_recipe, recipe_path
 
 __all__ = [
@@ -13,5 +14,7 @@ __all__ = [
     "read_recipe",
     "read_states",
     "recipe_path",
+    "run_leaderboard",
     "train",
+    "write_ensemble",
 ]

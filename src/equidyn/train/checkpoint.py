@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
+import yaml
 from torch import Tensor, nn
+from torch_geometric.data import Data
 
 import equidyn
 from equidyn.core.errors import InputError, unknown_name
-from equidyn.core.files import write_atomically
+from equidyn.core.files import make_folder, write_atomically
 from equidyn.models import SYSTEMS
 from equidyn.train.recipe import build_model
 
@@ -49,8 +55,102 @@ def save_model(folder: Path, model: nn.Module, config: dict[str, Any], info: dic
     write_atomically(folder / "model.json", json.dumps(description, indent=1))
 
 
+class Ensemble(nn.Module):
+    """Several models of one recipe, trained from different seeds, as one.
+
+    Its outputs are the means of theirs; `trajectory_std [N, P]` is the standard deviation of the predicted positions
+    over the members, per coordinate (root mean square over the three).
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        for name in ("times", "symmetry"):
+            if hasattr(members[0], name):
+                setattr(self, name, getattr(members[0], name))
+
+    def forward(self, sample: Data) -> dict[str, Tensor]:
+        """The mean of the members' outputs, and how far they disagree."""
+        outputs = [member(sample) for member in self.members]
+        mean = {name: torch.stack([out[name] for out in outputs]).mean(0) for name in outputs[0]}
+        name = "trajectory" if "trajectory" in mean else "pos"
+        spread = torch.stack([out[name] - mean[name] for out in outputs])
+        variance = spread.square().sum(0).mean(-1) / (len(outputs) - 1)
+        return mean | {"trajectory_std": variance.sqrt() if name == "trajectory" else variance.sqrt().unsqueeze(-1)}
+
+
+def write_ensemble(folder: str | Path, runs: Sequence[str | Path]) -> Path:
+    """Make a folder that stands for an ensemble: `evaluate`, `predict` and `report` take it like that of a run.
+
+    Args:
+        folder: made if it does not exist; refers to the runs by their place relative to it.
+        runs: run folders of the same system, data and task.
+
+    Raises:
+        InputError: fewer than two runs, runs that differ in more than their training, or another run in the folder.
+    """
+    folder = Path(folder)
+    if (folder / "model.json").exists():
+        raise InputError("the folder holds a run", where=folder, expected="a folder of its own for the ensemble")
+    trained = _members([Path(run) for run in runs], folder)
+    make_folder(folder)
+    paths = [os.path.relpath(member.folder.resolve(), folder.resolve()) for member in trained]
+    config = trained[0].config | {"name": folder.name}
+    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    _write_mean_metrics(folder, [member.folder / "metrics.csv" for member in trained])
+    write_atomically(
+        folder / "ensemble.json", json.dumps({"format_version": FORMAT_VERSION, "members": paths}, indent=1)
+    )
+    return folder
+
+
+def _members(runs: Sequence[Path], where: Path) -> list[Trained]:
+    if len(runs) < 2:
+        raise InputError("members of an ensemble", where=where, expected="two runs or more", got=len(runs))
+    trained = [load_model(run) for run in runs]
+    first = trained[0]
+    for other in trained[1:]:
+        for key in ("system", "model", "data", "task"):
+            if other.config.get(key) != first.config.get(key):
+                expected = f"as in {first.folder}"
+                raise InputError(f"members that differ in {key}", where=other.folder, expected=expected)
+    return trained
+
+
+def _write_mean_metrics(folder: Path, files: Sequence[Path]) -> None:
+    """Mean over the members at the epochs that all have; the seconds are summed."""
+    if not all(file.is_file() for file in files):
+        return
+    tables = [{row["epoch"]: row for row in csv.DictReader(file.read_text().splitlines())} for file in files]
+    columns = list(next(iter(tables[0].values())))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    for epoch in (e for e in tables[0] if all(e in table for table in tables)):
+        values = {c: [float(table[epoch][c]) for table in tables] for c in columns}
+        row = {c: sum(v) if c == "seconds" else sum(v) / len(v) for c, v in values.items()}
+        writer.writerow(row | {"epoch": epoch, "step": tables[0][epoch]["step"]})
+    write_atomically(folder / "metrics.csv", buffer.getvalue())
+
+
+def _load_ensemble(folder: Path) -> Trained:
+    path = folder / "ensemble.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        members = [folder / name for name in content["members"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("corrupt description", where=path, expected="JSON of an ensemble", got=error) from None
+    if content.get("format_version") != FORMAT_VERSION:
+        raise InputError("unknown format version", where=path, expected=FORMAT_VERSION)
+    trained = _members(members, folder)
+    errors = [member.info["val_f_mse"] for member in trained]
+    info = {"epoch": max(member.info["epoch"] for member in trained), "val_f_mse": sum(errors) / len(errors)}
+    model = Ensemble([member.model for member in trained]).eval()
+    return Trained(model, trained[0].config | {"name": folder.name}, info, folder)
+
+
 def load_model(run: str | Path) -> Trained:
-    """Load the model of a run folder.
+    """Load the model of a run folder, or the models of an ensemble (`write_ensemble`) as one.
 
     Raises:
         InputError: no run folder, a missing, foreign or corrupt file, weights of another model.
@@ -62,6 +162,8 @@ def load_model(run: str | Path) -> Trained:
         raise InputError(
             "not a run folder", where=folder, expected=expected, got="a file" if folder.exists() else "nothing"
         )
+    if (folder / "ensemble.json").is_file():
+        return _load_ensemble(folder)
     description = _read_description(folder / "model.json")
     config = description["config"]
     if config["system"] not in SYSTEMS:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ from equidyn import conformance
 from equidyn.core.errors import InputError
 from equidyn.core.files import write_atomically
 from equidyn.core.trajectories import Trajectories
-from equidyn.data import DATASETS
-from equidyn.data.mocap import Mocap, SkeletonDataset
-from equidyn.data.nbody import NBody, ParticleDataset, initial_states
+from equidyn.data.mocap import Mocap
+from equidyn.data.nbody import NBody, initial_states
 from equidyn.models import SYSTEMS
 from equidyn.simulate import continue_from, kinetic_energy, momentum, potential_energy
 from equidyn.tasks.trajectory import (
@@ -34,26 +33,26 @@ from equidyn.tasks.trajectory import (
     fit_linear,
     horizon_error,
     linear,
-    roll_out,
     translation,
 )
-from equidyn.train.checkpoint import Trained, load_model
-from equidyn.train.recipe import build_arguments
-
-Family = NBody | Mocap
-Part = ParticleDataset | SkeletonDataset
+from equidyn.train.calibration import calibration
+from equidyn.train.checkpoint import Ensemble, Trained, load_model
+from equidyn.train.predicting import Family, Part, batches, family_of, per_graph, predict
+from equidyn.train.rolling import rolled
 
 SHOWN = 8  # samples in the report's animation
 DENSE = 50  # times it is asked for
 DENSE_SAMPLES = 200
 
 
-def evaluate(run: str | Path, *, data: str | None = None) -> dict[str, Any]:
+def evaluate(run: str | Path, *, data: str | None = None, windows: int = 1, curvature: bool = False) -> dict[str, Any]:
     """Evaluate the best model of a run and write the results into its folder.
 
     Args:
-        run: run folder.
+        run: run folder, or the folder of an ensemble.
         data: other data than the recipe's, of the same family.
+        windows: roll the model on over so many windows, and report the error and what drifts.
+        curvature: also measure an uncertainty that needs one model only (see `equidyn.train.calibration`).
 
     Returns:
         The content of `evaluation.json`.
@@ -62,7 +61,7 @@ def evaluate(run: str | Path, *, data: str | None = None) -> dict[str, Any]:
         InputError: unusable run folder or data.
     """
     trained = load_model(run)
-    source = _family(trained, **({"path": data} if data else {}))
+    source = family_of(trained, **({"path": data} if data else {}))
     task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
     test, fit_on = source.part("test"), replace(source, train_frames=None).part("train")
     horizon = _horizon(trained.model, task, test)
@@ -91,15 +90,12 @@ def evaluate(run: str | Path, *, data: str | None = None) -> dict[str, Any]:
         "machine": f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}",
     }
     result |= _cost(trained.folder) | _dense(trained, task, source, test)
+    if windows != 1:
+        result["rolled"] = rolled(trained, task, source, windows)
+    if isinstance(trained.model, Ensemble) or curvature:
+        result["calibration"] = calibration(trained, task, source, curvature=curvature)
     write_atomically(trained.folder / "evaluation.json", json.dumps(_finite(result), indent=1, allow_nan=False))
     return result
-
-
-def _family(trained: Trained, **other: Any) -> Family:
-    """The data family of a run, with other arguments than its recipe's."""
-    given = dict(trained.config["data"])
-    kind = DATASETS[given.pop("dataset")]
-    return kind(**build_arguments(kind, given | other))
 
 
 def read_states(trained: Trained, path: str | Path) -> Trajectories:
@@ -108,7 +104,7 @@ def read_states(trained: Trained, path: str | Path) -> Trajectories:
     Raises:
         InputError: it cannot be read.
     """
-    return _family(trained).read(path)
+    return family_of(trained).read(path)
 
 
 def _finite(value: Any) -> Any:
@@ -118,15 +114,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@torch.no_grad()
-def predict(model: nn.Module, task: TrajectoryTask, sample: Data) -> dict[str, Tensor]:
-    """The outputs of a model, `trajectory` among them, with roll-out where the task asks for it."""
-    if task.rollout:
-        return {"trajectory": roll_out(model, sample)}
-    out = model(sample)
-    return out | {"trajectory": task.predicted(out, sample)}
 
 
 def predict_trajectories(
@@ -148,7 +135,7 @@ def predict_trajectories(
     Raises:
         InputError: times that the model cannot predict, no such frame.
     """
-    family = _family(trained)
+    family = family_of(trained)
     own = getattr(trained.model, "times", None)
     if own is None:
         own = family.after(family.frames if trained.config["task"].get("rollout") else family.frames[-1:])
@@ -163,29 +150,28 @@ def predict_trajectories(
     sample.times = torch.tensor([asked], dtype=torch.float64)
     task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
     out = predict(trained.model, task, sample)
-    positions = out["trajectory"].transpose(1, 2).double()
+    positions = per_graph(out["trajectory"], sample).transpose(1, 2).double()
     if "trajectory_vel" in out:
-        velocities = out["trajectory_vel"].transpose(1, 2).double()
+        velocities = per_graph(out["trajectory_vel"], sample).transpose(1, 2).double()
     else:
-        before = torch.cat([sample.pos[:, None].double(), positions[:, :-1]], dim=1)
+        before = torch.cat([per_graph(sample.pos, sample)[:, None].double(), positions[:, :-1]], dim=1)
         steps = torch.diff(sample.times[0], prepend=torch.zeros(1, dtype=torch.float64))
         velocities = (positions - before) / steps[:, None, None]
     meta = {**states.meta, "predicted_by": trained.config["name"]}
     arrays = {"positions": positions.numpy(), "velocities": velocities.numpy(), "times": sample.times[0].numpy()}
+    if "trajectory_std" in out:
+        arrays["deviations"] = per_graph(out["trajectory_std"], sample).transpose(1, 2).double().numpy()
     return replace(states, **arrays, meta=meta)
-
-
-def _batches(part: Part, size: int = 250) -> Iterator[Data]:
-    return (part.__getitems__(range(i, min(i + size, len(part)))) for i in range(0, len(part), size))
 
 
 def _horizon(model: nn.Module, task: TrajectoryTask, test: Part) -> list[float]:
     """Mean squared error at each time, over all test samples."""
-    total = torch.zeros(1, dtype=torch.float64)
-    for batch in _batches(test):
+    total, rows = torch.zeros(1, dtype=torch.float64), 0
+    for batch in batches(test):
         out = predict(model, task, batch)
         total = total + len(batch.pos) * task.errors(out, batch).double()
-    return (total / len(test)).tolist()
+        rows += len(batch.pos)
+    return (total / rows).tolist()
 
 
 def _baselines(test: Part, train: Part) -> dict[str, dict[str, Any]]:
@@ -207,12 +193,14 @@ def _baselines(test: Part, train: Part) -> dict[str, dict[str, Any]]:
 def _symmetry(model: nn.Module, test: Part, group: str) -> dict[str, float]:
     """Relative errors under the symmetries of the group, measured on one test sample in float32."""
     batch = test.__getitems__([0])
-    fields = {name: batch[name][0] for name in ("pos", "vel", "x", "edge_attr")}
-    shared = {name: batch[name] for name in ("edge_index", "times", "gravity") if name in batch}
+    names = ("pos", "vel", "x", "edge_attr", "edge_shift", "centre")
+    fields = {name: batch[name][0] if batch.pos.dim() == 3 else batch[name] for name in names if name in batch}
+    shared = {name: batch[name] for name in ("edge_index", "times", "gravity", "cell") if name in batch}
     sample = Data(**fields, **shared)
     checks = ("rotation", "reflection", "translation", "node_permutation", "edge_permutation", "batching")
     report = conformance.check(model, sample, group=group)
-    return {name: report[name].error for name in checks if report[name].required and report[name].passed is not None}
+    found = {name: report[name].error for name in checks if report[name].required and report[name].passed is not None}
+    return found | conformance.check_periodic(model, sample).errors() if "cell" in sample else found
 
 
 def _cost(folder: Path) -> dict[str, float]:
@@ -283,12 +271,13 @@ def _drift(true: Trajectories, out: dict[str, Tensor], keep: np.ndarray) -> dict
 
 
 def _write_predictions(folder: Path, sample: Data, predicted: Tensor) -> None:
+    shown = lambda value: per_graph(value, sample)[:SHOWN]  # noqa: E731
     arrays = {
         "times": sample.times[0].numpy(),
-        "initial": sample.pos[:SHOWN].numpy(),
-        "initial_vel": sample.vel[:SHOWN].numpy(),
-        "predicted": predicted[:SHOWN].transpose(1, 2).numpy(),
-        "true": sample.trajectory[:SHOWN].transpose(1, 2).numpy(),
+        "initial": shown(sample.pos).numpy(),
+        "initial_vel": shown(sample.vel).numpy(),
+        "predicted": shown(predicted).transpose(1, 2).numpy(),
+        "true": shown(sample.trajectory).transpose(1, 2).numpy(),
     }
     if "charge" in sample:
         arrays["charge"] = sample.charge[:SHOWN].numpy()

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
+from equidyn.data.states import noisy
 from equidyn.tasks.trajectory import TrajectoryTask, roll_out
 from equidyn.train.process import compiled, keep_memory
 from equidyn.train.recipe import TrainOptions
@@ -69,6 +70,12 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: Data, index: int) -> Tensor:
         """The loss of one batch."""
+        if self.options.noise:
+            # Of the seed, the step and the process alone, so that a resumed run draws the same.
+            generator = torch.Generator().manual_seed(
+                (torch.initial_seed() * 1_000_003 + self.global_step) * 1_009 + self.global_rank
+            )
+            batch = noisy(batch, self.options.noise, generator)
         terms = self.task.loss(self._predict(batch), batch)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):

@@ -15,7 +15,7 @@ Every key is checked against the signature it ends up in; the command line overr
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, is_dataclass
 from importlib import resources
@@ -48,6 +48,8 @@ class TrainOptions:
         clip: largest norm of the gradient; 0 for no limit.
         ema: decay of the averaged weights that are evaluated and kept, less in the first steps; 0 to use the last
             weights.
+        noise: normal noise on the input states of the training, as a share of their velocities (see
+            `equidyn.data.states.noisy`); a model that has seen wrong states rolls on more safely from its own.
         eval_every: epochs between evaluations on the validation samples.
         patience: evaluations without improvement after which training stops; 0 for never.
         precision: "32", "64", or "bf16" (autocast).
@@ -72,6 +74,7 @@ class TrainOptions:
     warmup: float = 0.0
     clip: float = 0.0
     ema: float = 0.0
+    noise: float = 0.0
     eval_every: int = 5
     patience: int = 0
     precision: Literal["32", "64", "bf16"] = "32"
@@ -84,7 +87,7 @@ class TrainOptions:
         for name in ("epochs", "batch_size", "eval_every", "devices"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("eval_every", self.eval_every <= self.epochs, f"at most the {self.epochs} epochs")
-        for name in ("weight_decay", "warmup", "clip", "patience", "threads"):
+        for name in ("weight_decay", "warmup", "clip", "noise", "patience", "threads"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
         self._require("lr", 0 < self.lr < float("inf"), "more than 0")
         self._require("ema", 0 <= self.ema < 1, "0 or more and less than 1")
@@ -139,16 +142,26 @@ def recipe_path(name: str | os.PathLike[str]) -> Path:
         return Path(name)
     if Path(name).suffix and not str(name).startswith("recipes"):
         raise InputError("no such recipe", where=name, expected="a YAML file, or the name of a shipped recipe")
-    name = str(name)
-    package = Path(str(resources.files("equidyn")))
-    for folder in (package / "recipes", package.parents[1] / "recipes"):  # installed, or in a checkout
-        short = name.removeprefix("recipes/").removesuffix(".yaml")
-        if (folder / f"{short}.yaml").is_file():
+    short = str(name).removeprefix("recipes/").removesuffix(".yaml")
+    for folder, known in _shipped():
+        if short in known:
             return folder / f"{short}.yaml"
-        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
         if known:
             raise unknown_name("recipe", short, known)
     raise InputError("no such recipe", where=name, expected="a YAML file")
+
+
+def shipped_recipes(dataset: str) -> list[str]:
+    """Names of the shipped recipes of a data set, without its demonstrations."""
+    found = [name for _, known in _shipped() for name in known if name.startswith(f"{dataset}/")]
+    return [name for name in dict.fromkeys(found) if not name.startswith(f"{dataset}/demo_")]
+
+
+def _shipped() -> Iterator[tuple[Path, list[str]]]:
+    """Folders of shipped recipes, and the names in them."""
+    package = Path(str(resources.files("equidyn")))
+    for folder in (package / "recipes", package.parents[1] / "recipes"):  # installed, or in a checkout
+        yield folder, sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
 
 
 _TOP = ("name", "system", "seed", "model", "data", "task", "train", "published")

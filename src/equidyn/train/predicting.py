@@ -1,0 +1,56 @@
+"""What a trained model predicts for a sample of its data family, in one place for all who measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from equidyn.data import DATASETS
+from equidyn.data.mocap import Mocap, SkeletonDataset
+from equidyn.data.nbody import NBody, ParticleDataset
+from equidyn.data.periodic import Periodic, PeriodicDataset
+from equidyn.tasks.trajectory import TrajectoryTask, roll_out
+from equidyn.train.checkpoint import Trained
+from equidyn.train.recipe import build_arguments
+
+Family = NBody | Mocap | Periodic
+Part = ParticleDataset | SkeletonDataset | PeriodicDataset
+
+
+def family_of(trained: Trained, **other: Any) -> Family:
+    """The data family of a run, with other arguments than its recipe's."""
+    given = dict(trained.config["data"])
+    kind = DATASETS[given.pop("dataset")]
+    return kind(**build_arguments(kind, given | other))
+
+
+def task_of(trained: Trained) -> TrajectoryTask:
+    """The task of a run."""
+    return TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
+
+
+@torch.no_grad()
+def predict(model: nn.Module, task: TrajectoryTask, sample: Data) -> dict[str, Tensor]:
+    """The outputs of a model, `trajectory` among them, with roll-out where the task asks for it."""
+    if task.rollout:
+        return {"trajectory": roll_out(model, sample)}
+    out = model(sample)
+    return out | {"trajectory": task.predicted(out, sample)}
+
+
+def per_graph(value: Tensor, sample: Data) -> Tensor:
+    """Rows of nodes as [B, N, ...], also where the graphs of a batch, of one size, make up one large graph."""
+    if sample.pos.dim() == 3:
+        return value
+    graphs = 1 if sample.get("batch") is None else int(sample.batch[-1]) + 1
+    return value.unflatten(0, (graphs, -1))
+
+
+def batches(part: Part, size: int = 250) -> Iterator[Data]:
+    """A part in batches that memory bears."""
+    size = min(size, getattr(part, "at_once", size))
+    return (part.__getitems__(range(i, min(i + size, len(part)))) for i in range(0, len(part), size))
