@@ -1,9 +1,11 @@
 """Data families: read, check, convert, split; one file each."""
 
+from equidyn.data.md_trajectories import MolecularDynamics
 from equidyn.data.mocap import Mocap
 from equidyn.data.nbody import NBody
+from equidyn.data.proteins import Protein
 
-DATASETS = {"mocap": Mocap, "nbody": NBody}
+DATASETS = {"md": MolecularDynamics, "mocap": Mocap, "nbody": NBody, "protein": Protein}
 """What a recipe can name under `data.dataset`."""
 
-__all__ = ["DATASETS", "Mocap", "NBody"]
+__all__ = ["DATASETS", "Mocap", "MolecularDynamics", "NBody", "Protein"]

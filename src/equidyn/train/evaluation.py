@@ -8,8 +8,9 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from equidyn.core.errors import InputError
 from equidyn.core.files import write_atomically
 from equidyn.core.trajectories import Trajectories
 from equidyn.data import DATASETS
+from equidyn.data.md_trajectories import MolecularDynamics, MoleculeDataset
 from equidyn.data.mocap import Mocap, SkeletonDataset
 from equidyn.data.nbody import NBody, ParticleDataset, initial_states
+from equidyn.data.proteins import Protein, ProteinDataset
 from equidyn.models import SYSTEMS
 from equidyn.simulate import continue_from, kinetic_energy, momentum, potential_energy
 from equidyn.tasks.trajectory import (
@@ -40,8 +43,8 @@ from equidyn.tasks.trajectory import (
 from equidyn.train.checkpoint import Trained, load_model
 from equidyn.train.recipe import build_arguments
 
-Family = NBody | Mocap
-Part = ParticleDataset | SkeletonDataset
+Family = NBody | Mocap | MolecularDynamics | Protein
+Part = ParticleDataset | SkeletonDataset | MoleculeDataset | ProteinDataset
 
 SHOWN = 8  # samples in the report's animation
 DENSE = 50  # times it is asked for
@@ -163,11 +166,11 @@ def predict_trajectories(
     sample.times = torch.tensor([asked], dtype=torch.float64)
     task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
     out = predict(trained.model, task, sample)
-    positions = out["trajectory"].transpose(1, 2).double()
+    positions = _stacked(sample, out["trajectory"]).transpose(1, 2).double()
     if "trajectory_vel" in out:
-        velocities = out["trajectory_vel"].transpose(1, 2).double()
+        velocities = _stacked(sample, out["trajectory_vel"]).transpose(1, 2).double()
     else:
-        before = torch.cat([sample.pos[:, None].double(), positions[:, :-1]], dim=1)
+        before = torch.cat([_stacked(sample, sample.pos)[:, None].double(), positions[:, :-1]], dim=1)
         steps = torch.diff(sample.times[0], prepend=torch.zeros(1, dtype=torch.float64))
         velocities = (positions - before) / steps[:, None, None]
     meta = {**states.meta, "predicted_by": trained.config["name"]}
@@ -175,29 +178,40 @@ def predict_trajectories(
     return replace(states, **arrays, meta=meta)
 
 
-def _batches(part: Part, size: int = 250) -> Iterator[Data]:
+def _stacked(sample: Data, value: Tensor) -> Tensor:
+    """Values of the nodes with a leading axis of graphs, [B, N, ...], of one large graph too."""
+    return value if "batch" not in sample else value.unflatten(0, (int(sample.batch[-1]) + 1, -1))
+
+
+def _batches(part: Part) -> Iterator[Data]:
+    size = part.at_once
     return (part.__getitems__(range(i, min(i + size, len(part)))) for i in range(0, len(part), size))
 
 
 def _horizon(model: nn.Module, task: TrajectoryTask, test: Part) -> list[float]:
     """Mean squared error at each time, over all test samples."""
-    total = torch.zeros(1, dtype=torch.float64)
+    total, rows = torch.zeros(1, dtype=torch.float64), 0
     for batch in _batches(test):
         out = predict(model, task, batch)
-        total = total + len(batch.pos) * task.errors(out, batch).double()
-    return (total / len(test)).tolist()
+        total, rows = total + len(batch.pos) * task.errors(out, batch).double(), rows + len(batch.pos)
+    return (total / rows).tolist()
 
 
 def _baselines(test: Part, train: Part) -> dict[str, dict[str, Any]]:
-    whole = test.__getitems__(range(len(test)))
-    factors = fit_linear(train.__getitems__(range(len(train))))
-    predicted = {
-        "constant": constant(whole),
-        "ballistic": ballistic(whole),
-        "translation": translation(whole),
-        "linear": linear(whole, factors),
+    factors = fit_linear(_batches(train))
+    simple: dict[str, Callable[[Data], Tensor]] = {
+        "constant": constant,
+        "ballistic": ballistic,
+        "translation": translation,
+        "linear": partial(linear, factors=factors),
     }
-    errors = {name: horizon_error(trajectory, whole) for name, trajectory in predicted.items()}
+    sums = {name: np.zeros(len(test.times)) for name in simple}
+    rows = 0
+    for batch in _batches(test):
+        rows += len(batch.pos)
+        for name, predicted in simple.items():
+            sums[name] += len(batch.pos) * np.array(horizon_error(predicted(batch), batch))
+    errors = {name: (total / rows).tolist() for name, total in sums.items()}
     return {
         name: {"f_mse": error[-1], "a_mse": float(np.mean(error)) if len(error) > 1 else None, "horizon_mse": error}
         for name, error in errors.items()
@@ -207,7 +221,8 @@ def _baselines(test: Part, train: Part) -> dict[str, dict[str, Any]]:
 def _symmetry(model: nn.Module, test: Part, group: str) -> dict[str, float]:
     """Relative errors under the symmetries of the group, measured on one test sample in float32."""
     batch = test.__getitems__([0])
-    fields = {name: batch[name][0] for name in ("pos", "vel", "x", "edge_attr")}
+    first = (lambda value: value) if "batch" in batch else (lambda value: value[0])
+    fields = {name: first(batch[name]) for name in ("pos", "vel", "x", "edge_attr")}
     shared = {name: batch[name] for name in ("edge_index", "times", "gravity") if name in batch}
     sample = Data(**fields, **shared)
     checks = ("rotation", "reflection", "translation", "node_permutation", "edge_permutation", "batching")
@@ -231,7 +246,7 @@ def _dense(trained: Trained, task: TrajectoryTask, source: Family, test: Part) -
     """
     any_time = hasattr(trained.model, "times") and not task.rollout
     start, true = _continued(source, test) if any_time and isinstance(source, NBody) else (None, None)
-    part = source.every_frame() if any_time and isinstance(source, Mocap) else None
+    part = source.every_frame() if any_time and not isinstance(source, NBody) else None
     if start is not None and true is not None:
         sample = initial_states(start)
         keep = true.times > 0
@@ -283,17 +298,19 @@ def _drift(true: Trajectories, out: dict[str, Tensor], keep: np.ndarray) -> dict
 
 
 def _write_predictions(folder: Path, sample: Data, predicted: Tensor) -> None:
+    shown = lambda value: _stacked(sample, value)[:SHOWN]  # noqa: E731
     arrays = {
         "times": sample.times[0].numpy(),
-        "initial": sample.pos[:SHOWN].numpy(),
-        "initial_vel": sample.vel[:SHOWN].numpy(),
-        "predicted": predicted[:SHOWN].transpose(1, 2).numpy(),
-        "true": sample.trajectory[:SHOWN].transpose(1, 2).numpy(),
+        "initial": shown(sample.pos).numpy(),
+        "initial_vel": shown(sample.vel).numpy(),
+        "predicted": shown(predicted).transpose(1, 2).numpy(),
+        "true": shown(sample.trajectory).transpose(1, 2).numpy(),
     }
     if "charge" in sample:
         arrays["charge"] = sample.charge[:SHOWN].numpy()
-    if "bone_index" in sample:
-        arrays["bonds"] = sample.bone_index.T.numpy()
+    for name in ("bone_index", "bond_index"):
+        if name in sample:
+            arrays["bonds"] = sample[name].T.numpy()
     if "gravity" in sample:
         arrays["up"] = -sample.gravity[0].numpy()
     buffer = io.BytesIO()
