@@ -1,7 +1,8 @@
 """Molecular dynamics of one molecule: from its atoms at one frame to where they are later.
 
 Reads what `equidyn.data.frames` reads. Time counts in frames and lengths are in Å; a velocity is the way to the next
-frame, x(t + 1) - x(t).
+frame, x(t + 1) - x(t). A longer unit of time gives velocities that are not tiny beside the distances: with `time_unit`
+k a velocity is k (x(t + 1) - x(t)), and times are divided by k.
 
 Features are those of the EGNO paper's MD17 experiment (and of GMN's). Nodes are the heavy atoms and carry their speed
 and their atomic number, divided by the molecule's largest. Edges join bonded atoms (kind 1) and atoms with a common
@@ -121,6 +122,7 @@ class MolecularDynamics:
         train, val, test: number of samples of each part; 0 for all there are.
         bond_length: atoms closer than this in the first frame are bonded, in Å.
         sticks: bonds that carry a feature of their own, by the numbers of the selected atoms.
+        time_unit: frames in one unit of time, of `vel` and `times`; the paper's is one frame.
 
     Raises:
         InputError: (from `part`) the trajectory is missing, broken or too short.
@@ -137,6 +139,7 @@ class MolecularDynamics:
     test: int = 2000
     bond_length: float = 1.6
     sticks: tuple[tuple[int, int], ...] = ()
+    time_unit: float = 1.0
 
     def part(self, name: str) -> MoleculeDataset:
         """The samples of one part: "train", "val" or "test"."""
@@ -147,9 +150,9 @@ class MolecularDynamics:
         window = np.union1d(steps, check_frames(self.frames, self.path))
         starts = choose_starts(frames, name, getattr(self, name), self.split, window)
         positions = frames.read(starts[:, None] + steps)
-        pos, vel = tensor(positions[:, 0]), tensor(positions[:, 1] - positions[:, 0])
+        pos, vel = tensor(positions[:, 0]), tensor((positions[:, 1] - positions[:, 0]) * self._unit())
         states = molecule_sample(pos, vel, z, bonds, self.sticks)
-        times = torch.tensor(asked, dtype=torch.float64)
+        times = torch.tensor(self.after(asked), dtype=torch.float64)
         return MoleculeDataset(states, times, tensor(positions[:, 2:].swapaxes(1, 2)))
 
     def _molecule(self, frames: Frames) -> tuple[Tensor, Tensor]:
@@ -175,7 +178,12 @@ class MolecularDynamics:
 
     def after(self, frames: Sequence[int]) -> list[float]:
         """Times of frames: frames count from the input."""
-        return [float(frame) for frame in frames]
+        return [frame / self._unit() for frame in frames]
+
+    def _unit(self) -> float:
+        if not 0 < self.time_unit < float("inf"):
+            raise InputError("unit", where="data.time_unit", expected="more than 0 frames", got=self.time_unit)
+        return self.time_unit
 
     def read(self, path: str | Path) -> Trajectories:
         """States to predict from: a trajectory of the same kind, or a file of `equidyn predict`."""
@@ -183,7 +191,8 @@ class MolecularDynamics:
             return read_trajectories(path)
         frames = read_frames(path, self.topology, self.selection)
         z, bonds = replace(self, path=str(path))._molecule(frames)
-        return as_trajectories(frames, {"kind": "md", "time": "frames", "z": z.tolist(), "bonds": bonds.tolist()})
+        meta = {"kind": "md", "frames_per_time": self._unit(), "z": z.tolist(), "bonds": bonds.tolist()}
+        return as_trajectories(frames, meta, self._unit())
 
     def sample(self, states: Trajectories, frame: int = 0) -> Data:
         """One frame of some trajectories, as `read` gives them, as the input of a trained model.
@@ -216,13 +225,14 @@ def check_frames(frames: Sequence[int], where: object) -> np.ndarray:
     return np.array([0, 1, *frames])
 
 
-def as_trajectories(frames: Frames, meta: dict[str, Any]) -> Trajectories:
-    """All frames but the last as one trajectory with velocities."""
+def as_trajectories(frames: Frames, meta: dict[str, Any], unit: float) -> Trajectories:
+    """All frames but the last as one trajectory with velocities; `unit` frames are one unit of time."""
     if not frames.present.all():
         what = "frames are missing"
         raise InputError(what, where=frames.where, expected="consecutive frames", got=f"{frames.present.sum()} of them")
     positions = frames.read(np.arange(len(frames)))[None]
-    return Trajectories(positions[:, :-1], np.diff(positions, axis=1), np.arange(len(frames) - 1.0), meta=meta)
+    velocities = unit * np.diff(positions, axis=1)
+    return Trajectories(positions[:, :-1], velocities, np.arange(len(frames) - 1) / unit, meta=meta)
 
 
 def state_of(states: Trajectories, frame: int) -> tuple[Tensor, Tensor]:

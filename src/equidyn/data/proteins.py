@@ -160,8 +160,8 @@ class Protein:
         if is_trajectories(path):
             return read_trajectories(path)
         frames = read_frames(path, self.topology, self.selection)
-        meta = {"kind": "protein", "time": "frames", "scalar": self._scalar(frames).tolist()}
-        return as_trajectories(frames, meta)
+        meta = {"kind": "protein", "scalar": self._scalar(frames).tolist()}
+        return as_trajectories(frames, meta, 1.0)
 
     def sample(self, states: Trajectories, frame: int = 0) -> Data:
         """One frame of some trajectories, as `read` gives them, as the input of a trained model.
