@@ -40,14 +40,14 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    simulate = verb("simulate", _simulate, "Simulate particles and write a trajectory file.")
-    simulate.add_argument("system", help="charged, springs, gravity, or liquid (periodic)")
+    simulate = verb("simulate", _simulate, "Simulate particles or a molecule and write a trajectory file.")
+    simulate.add_argument("system", help="charged, springs, gravity, liquid (periodic), or md for a molecule")
     simulate.add_argument("out", type=Path, help="trajectory file to write (.npz)")
     simulate.add_argument("--num", type=int, default=1000, help="number of trajectories (default 1000)")
     simulate.add_argument("--bodies", type=int, help="bodies per trajectory (default 5; liquid 108)")
-    simulate.add_argument("--steps", type=int, help="time steps (default 5000; liquid 2000)")
-    simulate.add_argument("--dt", type=float, help="time step (default 0.001; liquid 0.004)")
-    simulate.add_argument("--store-every", type=int, help="steps between frames (default 100; liquid 10)")
+    simulate.add_argument("--steps", type=int, help="time steps (default 5000; liquid 2000; md 20000)")
+    simulate.add_argument("--dt", type=float, help="time step (default 0.001; liquid 0.004; md 0.5 fs)")
+    simulate.add_argument("--store-every", type=int, help="steps between frames (default 100; liquid 10; md 1)")
     simulate.add_argument("--seed", type=int, default=43, help="random seed (default 43, the benchmark's)")
     simulate.add_argument(
         "--skip", type=int, default=0, help="trajectories of the sequence of that seed to leave out first"
@@ -58,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a constant of the system, e.g. box=none"
     )
+    simulate.add_argument(
+        "--molecule",
+        default="ethanol",
+        help="md: ethanol, aspirin, a formula that ASE knows, or a file (default ethanol)",
+    )
+    simulate.add_argument("--temperature", type=float, default=500.0, help="md: in K (default 500)")
 
     train = verb("train", _train, "Train a recipe; any --section.key value overrides it.")
     train.add_argument("recipe", help="recipe file, or the name of a shipped one (nbody/egno)")
@@ -110,8 +116,11 @@ def _simulate(options: argparse.Namespace) -> int:
     from equidyn.simulate import KINDS, Liquid, get_system, simulate, simulate_liquid
 
     check_writable(options.out)
-    constants = dict(_constant(text) for text in options.set)
     given = {k: v for k in ("bodies", "steps", "dt", "store_every") if (v := getattr(options, k)) is not None}
+    if options.system == "md":
+        given.pop("bodies", None)
+        return _simulate_molecule(options, given)
+    constants = dict(_constant(text) for text in options.set)
     if options.system == "liquid":
         for name in constants:
             if name not in Liquid.__dataclass_fields__:
@@ -122,7 +131,7 @@ def _simulate(options: argparse.Namespace) -> int:
     elif options.system in KINDS:
         run = partial(simulate, get_system(options.system, **constants), accurate=options.accurate)
     else:
-        raise unknown_name("kind of system", options.system, (*KINDS, "liquid"))
+        raise unknown_name("kind of system", options.system, (*KINDS, "liquid", "md"))
     with Progress(transient=True) as bar:
         task = bar.add_task(f"{options.num} trajectories", total=None)
         made = run(
@@ -138,6 +147,31 @@ def _simulate(options: argparse.Namespace) -> int:
         f"{options.out}: {len(made)} trajectories, {made.positions.shape[1]} frames, {made.positions.shape[2]} bodies"
     )
     print(f"relative energy drift: median {drift['energy_median']:.2g}, largest {drift['energy_max']:.2g}")
+    return 0
+
+
+def _simulate_molecule(options: argparse.Namespace, timing: dict[str, Any]) -> int:
+    from rich.progress import Progress
+
+    from equidyn.data.frames import write_md17
+    from equidyn.simulate.molecules import simulate_molecule
+
+    if options.out.suffix != ".npz":
+        raise InputError("trajectory file", where=options.out, expected="a name that ends with .npz")
+    with Progress(transient=True) as bar:
+        task = bar.add_task(str(options.molecule), total=None)
+        run = simulate_molecule(
+            options.molecule,
+            **timing,
+            temperature=options.temperature,
+            seed=options.seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    write_md17(options.out, run.numbers, run.positions, run.energies, run.forces, run.frame_time, run.meta)
+    print(f"{options.out}: {len(run.positions)} frames of {len(run.numbers)} atoms, {run.frame_time:g} fs apart")
+    drift = run.drift()
+    kept = f"{drift['drift']:.2g} meV per atom and ps, spread {drift['spread']:.2g} meV per atom"
+    print(f"energy drift {kept}; mean temperature {drift['mean_temperature']:.0f} K")
     return 0
 
 

@@ -231,7 +231,7 @@ def test_baselines_by_hand():
     assert constant(sample)[:, 0, 1].tolist() == [[1.0, 0, 0], [0.0, 0, 0]]
     assert ballistic(sample)[:, 0].tolist() == [[[2.0, 0, 0], [3.0, 0, 0]], [[0.0, 0.5, 0], [0.0, 1.0, 0]]]
     # Best factors: (2·1 + 1·0.5) / 5 at the first time, (2·2 + 1·3) / 5 at the second.
-    factors = fit_linear(sample)
+    factors = fit_linear([sample])
     assert factors.tolist() == pytest.approx([0.5, 1.4])
     assert linear(sample, factors)[0, 0, 1].tolist() == pytest.approx([3.8, 0, 0])
     assert horizon_error(ballistic(sample), sample) == pytest.approx([9 / 6, 4 / 6])
@@ -246,7 +246,7 @@ def test_reference_errors_of_the_official_data():
     for predicted, f_mse, a_mse in (
         (constant(test), 0.2714, 0.1223),
         (ballistic(test), 0.1100, 0.0452),
-        (linear(test, fit_linear(train)), 0.0845, 0.0355),
+        (linear(test, fit_linear([train])), 0.0845, 0.0355),
     ):
         errors = horizon_error(predicted, test)
         assert errors[-1] == pytest.approx(f_mse, abs=1e-4)

@@ -144,7 +144,7 @@ def companion(sample: Data, factor: float, nodes: int, kinds: Kinds) -> Data:
             value = value * (min(factor, 1 / factor) if name == "times" else factor)
             if kind_of(name, kinds) == "position":
                 value = value + 3 * spread(value)
-        if name == "bone_index":
+        if name in ("bone_index", "bond_index"):
             return value[:, (value < nodes).all(dim=0)]
         if rows is None:
             return value

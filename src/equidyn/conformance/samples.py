@@ -85,6 +85,7 @@ def random_sample(
         "cell": lambda: cell[None],
         "pbc": lambda: torch.ones(1, dimensions, dtype=torch.bool),
         "gravity": lambda: torch.nn.functional.normalize(normal(1, dimensions)),
+        "bond_index": lambda: torch.stack([torch.arange(1, nodes), torch.arange(1, nodes) // 2]),
         "bone_index": lambda: torch.stack([torch.arange(1, nodes), torch.arange(1, nodes) // 2]),
         "batch": lambda: torch.zeros(nodes, dtype=torch.long),
         "times": lambda: torch.arange(1, time_points + 1, dtype=torch.float64)[None] / time_points,

@@ -45,6 +45,7 @@ _FIELDS = (
     Field("edge_index", "[2, E]", "", "index", "Row 0 the source (sender) j, row 1 the target (receiver) i."),
     Field("edge_attr", "[E, A]", "", "invariant", "Scalar input features of each edge."),
     Field("bone_index", "[2, K]", "", "index", "Bones of a skeleton: row 0 the child joint, row 1 its parent."),
+    Field("bond_index", "[2, K]", "", "index", "Bonds of a molecule, each once."),
     Field("gravity", "[1, 3]", "", "vector", "Direction in which things fall, of length 1."),
     Field("height_unit", "[1]", "unit of pos", "invariant", "What heights among the node features are divided by."),
     Field("edge_type", "[E]", "", "index", "Kind of each edge: bond type, or 22 + s - 1 for atoms s > 1 bonds apart."),

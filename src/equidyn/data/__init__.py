@@ -1,10 +1,12 @@
 """Data families: read, check, convert, split; one file each."""
 
+from equidyn.data.md_trajectories import MolecularDynamics
 from equidyn.data.mocap import Mocap
 from equidyn.data.nbody import NBody
 from equidyn.data.periodic import Periodic
+from equidyn.data.proteins import Protein
 
-DATASETS = {"mocap": Mocap, "nbody": NBody, "periodic": Periodic}
+DATASETS = {"md": MolecularDynamics, "mocap": Mocap, "nbody": NBody, "periodic": Periodic, "protein": Protein}
 """What a recipe can name under `data.dataset`."""
 
-__all__ = ["DATASETS", "Mocap", "NBody", "Periodic"]
+__all__ = ["DATASETS", "Mocap", "MolecularDynamics", "NBody", "Periodic", "Protein"]

@@ -27,7 +27,7 @@ from torch_geometric.data import Data
 from equidyn.core.errors import InputError
 from equidyn.core.trajectories import Trajectories
 from equidyn.data.recordings import PARTS, Recordings, Split, read_recordings
-from equidyn.data.trajectories import read_trajectories
+from equidyn.data.trajectories import is_trajectories, read_trajectories
 
 
 def skeleton_graph(bones: Tensor, num_joints: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,11 @@ class SkeletonDataset(Dataset):
         states: all samples as one batch, as `skeleton_sample` makes them.
         times: [P] in frames, counted from the initial state.
         trajectory, trajectory_vel: [S, N, P, 3] at the times.
+
+    `at_once` samples are evaluated together.
     """
+
+    at_once = 250
 
     def __init__(self, states: Data, times: Tensor, trajectory: Tensor, trajectory_vel: Tensor) -> None:
         self.states, self.times, self.trajectory, self.trajectory_vel = states, times, trajectory, trajectory_vel
@@ -203,7 +207,7 @@ class Mocap:
     @staticmethod
     def read(path: str | Path) -> Trajectories:
         """States to predict from: recordings, trials cut to the shortest one, or a file of `equidyn predict`."""
-        if Path(path).suffix == ".npz" and _is_trajectories(Path(path)):
+        if is_trajectories(path):
             return read_trajectories(path)
         recordings = read_recordings(path)
         frames = min(map(len, recordings.trials))
@@ -229,11 +233,3 @@ class Mocap:
         Recordings([states.positions[0, [0, 0]]], bones).check("meta")
         pos, vel = (torch.as_tensor(a[:, frame], dtype=torch.float32) for a in (states.positions, states.velocities))
         return self._sample(pos, vel, bones)
-
-
-def _is_trajectories(path: Path) -> bool:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return "velocities" in archive.files
-    except Exception:  # the reader of recordings will say what is wrong
-        return False

@@ -74,7 +74,11 @@ class ParticleDataset(Dataset):
         trajectory: [S, N, P, 3] positions at the times.
         trajectory_vel: [S, N, P, 3] velocities at the times, if known.
         coupling: [S, N, N], if springs join the particles.
+
+    `at_once` samples are evaluated together.
     """
+
+    at_once = 250
 
     def __init__(
         self,

@@ -168,6 +168,9 @@ class Periodic:
         grid = np.mgrid[0 : counts[name], 0 : have - last : self.stride].reshape(2, -1).T
         return PeriodicDataset(_single(whole.subset(slice(begin, begin + counts[name]))), grid, frames, self.cutoff)
 
+    def every_frame(self) -> None:
+        """No denser samples: a liquid at many times at once takes much memory."""
+
     def after(self, frames: Sequence[int]) -> list[float]:
         """Times of frames, counted from the input state."""
         times = self.read(self.path).times

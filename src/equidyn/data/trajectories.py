@@ -80,6 +80,17 @@ def write_trajectories(path: str | os.PathLike[str], trajectories: Trajectories)
         raise InputError("cannot write trajectories", where=path, got=error.strerror or error) from None
 
 
+def is_trajectories(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a trajectory file, as `equidyn predict` writes it; what else it may be is for others to say."""
+    if Path(path).suffix != ".npz":
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {*_REQUIRED} <= {*archive.files}
+    except Exception:
+        return False
+
+
 def read_trajectories(path: str | os.PathLike[str]) -> Trajectories:
     """Read and check a file that `write_trajectories` or another tool made in the format above.
 

@@ -5,7 +5,7 @@ F-MSE is the squared error per coordinate at the last time, A-MSE its mean over 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -130,11 +130,14 @@ def _mean_velocity(sample: Data) -> Tensor:
     return (sample.vel.new_zeros(len(count), 3).index_add(0, graph, sample.vel) / count)[graph]
 
 
-def fit_linear(sample: Data) -> Tensor:
+def fit_linear(samples: Iterable[Data]) -> Tensor:
     """The best factors c_p in x + c_p v, by least squares over all training samples: [P] ("Linear" in the papers)."""
-    moved = sample.trajectory - sample.pos.unsqueeze(-2)
-    vel = sample.vel.unsqueeze(-2)
-    return (moved * vel).flatten(0, -3).sum((0, 2)) / vel.square().sum()
+    along, squared = torch.zeros(1, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for sample in samples:
+        moved, vel = sample.trajectory - sample.pos.unsqueeze(-2), sample.vel.unsqueeze(-2)
+        along = along + (moved * vel).flatten(0, -3).sum((0, 2)).double()
+        squared = squared + vel.square().sum().double()
+    return (along / squared).float()
 
 
 def linear(sample: Data, factors: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import json
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from equidyn import conformance
 from equidyn.core.errors import InputError
 from equidyn.core.files import write_atomically
 from equidyn.core.trajectories import Trajectories
-from equidyn.data.mocap import Mocap
 from equidyn.data.nbody import NBody, initial_states
 from equidyn.models import SYSTEMS
 from equidyn.simulate import continue_from, kinetic_energy, momentum, potential_energy
@@ -175,15 +175,20 @@ def _horizon(model: nn.Module, task: TrajectoryTask, test: Part) -> list[float]:
 
 
 def _baselines(test: Part, train: Part) -> dict[str, dict[str, Any]]:
-    whole = test.__getitems__(range(len(test)))
-    factors = fit_linear(train.__getitems__(range(len(train))))
-    predicted = {
-        "constant": constant(whole),
-        "ballistic": ballistic(whole),
-        "translation": translation(whole),
-        "linear": linear(whole, factors),
+    factors = fit_linear(batches(train))
+    simple: dict[str, Callable[[Data], Tensor]] = {
+        "constant": constant,
+        "ballistic": ballistic,
+        "translation": translation,
+        "linear": partial(linear, factors=factors),
     }
-    errors = {name: horizon_error(trajectory, whole) for name, trajectory in predicted.items()}
+    sums = {name: np.zeros(len(test.times)) for name in simple}
+    rows = 0
+    for batch in batches(test):
+        rows += len(batch.pos)
+        for name, predicted in simple.items():
+            sums[name] += len(batch.pos) * np.array(horizon_error(predicted(batch), batch))
+    errors = {name: (total / rows).tolist() for name, total in sums.items()}
     return {
         name: {"f_mse": error[-1], "a_mse": float(np.mean(error)) if len(error) > 1 else None, "horizon_mse": error}
         for name, error in errors.items()
@@ -219,7 +224,7 @@ def _dense(trained: Trained, task: TrajectoryTask, source: Family, test: Part) -
     """
     any_time = hasattr(trained.model, "times") and not task.rollout
     start, true = _continued(source, test) if any_time and isinstance(source, NBody) else (None, None)
-    part = source.every_frame() if any_time and isinstance(source, Mocap) else None
+    part = source.every_frame() if any_time and not isinstance(source, NBody) else None
     if start is not None and true is not None:
         sample = initial_states(start)
         keep = true.times > 0
@@ -281,8 +286,9 @@ def _write_predictions(folder: Path, sample: Data, predicted: Tensor) -> None:
     }
     if "charge" in sample:
         arrays["charge"] = sample.charge[:SHOWN].numpy()
-    if "bone_index" in sample:
-        arrays["bonds"] = sample.bone_index.T.numpy()
+    for name in ("bone_index", "bond_index"):
+        if name in sample:
+            arrays["bonds"] = sample[name].T.numpy()
     if "gravity" in sample:
         arrays["up"] = -sample.gravity[0].numpy()
     buffer = io.BytesIO()

@@ -86,7 +86,7 @@ def loaders(recipe: Recipe) -> tuple[DataLoader, DataLoader]:
     order = EpochSampler(len(train), recipe.seed, recipe.train.devices)
     return (
         DataLoader(train, size, sampler=order, drop_last=True, collate_fn=_only),
-        DataLoader(val, min(max(size, 250), getattr(val, "at_once", 250)), collate_fn=_only),
+        DataLoader(val, val.at_once, collate_fn=_only),
     )
 
 

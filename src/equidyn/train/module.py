@@ -130,6 +130,8 @@ class TrainingModule(LightningModule):
 
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / (warmup + 1))
+            if options.halve_every:
+                rise *= 0.5 ** (step // (options.halve_every * self.steps_per_epoch))
             if options.schedule == "constant":
                 return rise
             return rise * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(step, total) / total))))

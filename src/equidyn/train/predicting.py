@@ -10,15 +10,17 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from equidyn.data import DATASETS
+from equidyn.data.md_trajectories import MolecularDynamics, MoleculeDataset
 from equidyn.data.mocap import Mocap, SkeletonDataset
 from equidyn.data.nbody import NBody, ParticleDataset
 from equidyn.data.periodic import Periodic, PeriodicDataset
+from equidyn.data.proteins import Protein, ProteinDataset
 from equidyn.tasks.trajectory import TrajectoryTask, roll_out
 from equidyn.train.checkpoint import Trained
 from equidyn.train.recipe import build_arguments
 
-Family = NBody | Mocap | Periodic
-Part = ParticleDataset | SkeletonDataset | PeriodicDataset
+Family = NBody | Mocap | Periodic | MolecularDynamics | Protein
+Part = ParticleDataset | SkeletonDataset | PeriodicDataset | MoleculeDataset | ProteinDataset
 
 
 def family_of(trained: Trained, **other: Any) -> Family:
@@ -50,7 +52,7 @@ def per_graph(value: Tensor, sample: Data) -> Tensor:
     return value.unflatten(0, (graphs, -1))
 
 
-def batches(part: Part, size: int = 250) -> Iterator[Data]:
+def batches(part: Part) -> Iterator[Data]:
     """A part in batches that memory bears."""
-    size = min(size, getattr(part, "at_once", size))
+    size = part.at_once
     return (part.__getitems__(range(i, min(i + size, len(part)))) for i in range(0, len(part), size))

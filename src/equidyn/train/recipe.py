@@ -45,6 +45,7 @@ class TrainOptions:
         optimizer: "adam" or "adamw".
         schedule: constant learning rate, or a cosine to zero at the last epoch after a linear warm-up.
         warmup: epochs of the warm-up.
+        halve_every: epochs after which the learning rate is halved, again and again; 0 for never.
         clip: largest norm of the gradient; 0 for no limit.
         ema: decay of the averaged weights that are evaluated and kept, less in the first steps; 0 to use the last
             weights.
@@ -72,6 +73,7 @@ class TrainOptions:
     optimizer: Literal["adam", "adamw"] = "adam"
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: float = 0.0
+    halve_every: int = 0
     clip: float = 0.0
     ema: float = 0.0
     noise: float = 0.0
@@ -87,7 +89,7 @@ class TrainOptions:
         for name in ("epochs", "batch_size", "eval_every", "devices"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("eval_every", self.eval_every <= self.epochs, f"at most the {self.epochs} epochs")
-        for name in ("weight_decay", "warmup", "clip", "noise", "patience", "threads"):
+        for name in ("weight_decay", "warmup", "halve_every", "clip", "noise", "patience", "threads"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
         self._require("lr", 0 < self.lr < float("inf"), "more than 0")
         self._require("ema", 0 <= self.ema < 1, "0 or more and less than 1")
