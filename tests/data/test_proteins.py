@@ -180,7 +180,7 @@ def test_bad_trajectories(tmp_path, universe):
     content[len(whole) - 7 * frame - 40 : len(whole) - 7 * frame - 36] = struct.pack("<f", float("nan"))
     bad.write_bytes(content)
     part = Protein(str(bad), str(TOPOLOGY), selection="all").part("test")
-    with pytest.raises(InputError, match=r"positions hold NaN or infinity, in .*got frame 53, atom"):
+    with pytest.raises(InputError, match=r"positions hold NaN or infinity, in .*got frame 54, atom"):
         part.__getitems__(range(len(part)))
 
     text = tmp_path / "text.pdb"
