@@ -484,7 +484,7 @@ class MACE(nn.Module):
         degrees = [correlation] * num_layers if isinstance(correlation, int) else list(correlation)
         if num_layers < 1 or len(degrees) != num_layers:
             raise InputError("correlation", expected=f"one number, or one for each of {num_layers} layers", got=degrees)
-        self.reference, self.cutoff = _Reference(reference, len(elements)), cutoff
+        self.reference, self.cutoff, self.elements = _Reference(reference, len(elements)), cutoff, tuple(elements)
         self.late, self.cutoff_power = options.late_cutoff, options.cutoff_power
         sizes = Sizes(channels, sh_l, len(elements), neighbours)
         self.species = Constant(torch.tensor([elements.index(z) if z in elements else -1 for z in range(119)]))
@@ -541,6 +541,7 @@ class MACE(nn.Module):
         vector = sample.pos[receiver] - sample.pos[sender]
         if sample.get("edge_shift") is not None:
             vector = vector - sample.edge_shift[tiles.edge]
+        vector = vector.to(self.embedding.dtype)  # positions may have more digits than the weights
         far = vector.new_tensor([0.0, 0.0, 2 * self.cutoff])
         r = length(vector := torch.where(used, vector, far))
         cut, radial = envelope(r / self.cutoff, self.cutoff_power), self.radial(r, *graph.ends)

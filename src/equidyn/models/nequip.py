@@ -345,6 +345,7 @@ class NequIP(nn.Module):
         super().__init__()
         self.options, self.l_max = options, l_max
         self.species = Species(species)
+        self.cutoff, self.elements = cutoff, tuple(self.species.numbers)
         neighbors = self.species.values(mean_neighbors, "mean_neighbors")
         if num_layers < 1 or not bool((neighbors > 0).all()):
             got = f"num_layers {num_layers}, mean_neighbors {mean_neighbors}"
