@@ -20,49 +20,8 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
-from equidyn.core.errors import InputError
+from equidyn.deploy.neighbors import SkinNeighbors
 from equidyn.deploy.potential import Potential, Structure, join, load_potential
-
-
-class SkinNeighbors:
-    """Neighbour lists that are made a little too large, so that they last for some steps of a simulation.
-
-    The list holds all pairs within cutoff + skin. As long as no atom has moved more than skin / 2 and cell and atoms
-    are the same, no pair outside it can have come within the cutoff; those beyond the cutoff are left out each time.
-    What comes out has the same edges as a list made anew.
-
-    Args:
-        potential: whose cutoff holds.
-        skin: Å; 0 makes a new list for each step.
-    """
-
-    def __init__(self, potential: Potential, skin: float) -> None:
-        if not 0 <= skin < float("inf"):
-            raise InputError("skin", expected="a distance, at least 0", got=skin)
-        self.potential, self.skin = potential, skin
-        self.built = 0
-        self._last: tuple[Tensor, np.ndarray, np.ndarray, tuple[Tensor, Tensor]] | None = None
-
-    def __call__(self, atoms: Atoms) -> tuple[Tensor, Tensor]:
-        """edge_index and edge_shift of the atoms within the cutoff."""
-        pos = torch.from_numpy(atoms.positions.copy())
-        cell, pbc = np.array(atoms.cell), np.array(atoms.pbc)
-        if self._last is None or not self._holds(pos, cell, pbc):
-            edges = self.potential.edges(pos, torch.from_numpy(cell), torch.from_numpy(pbc), self.skin)
-            self._last, self.built = (pos, cell, pbc, edges), self.built + 1
-        edge_index, shift = self._last[3]
-        if not self.skin:
-            return edge_index, shift
-        distance = torch.linalg.vector_norm(pos[edge_index[0]] + shift - pos[edge_index[1]], dim=1)
-        within = torch.nonzero(distance < self.potential.cutoff)[:, 0]
-        return edge_index[:, within], shift[within]
-
-    def _holds(self, pos: Tensor, cell: np.ndarray, pbc: np.ndarray) -> bool:
-        assert self._last is not None
-        start, last_cell, last_pbc, _ = self._last
-        if start.shape != pos.shape or not (np.array_equal(cell, last_cell) and np.array_equal(pbc, last_pbc)):
-            return False
-        return bool((pos - start).norm(dim=1).max() <= self.skin / 2)  # false for NaN
 
 
 class Calculator(ASECalculator):
@@ -111,7 +70,7 @@ class Calculator(ASECalculator):
         """All properties at once, as one backward pass gives them all."""
         super().calculate(atoms, properties, system_changes)
         self.potential.check_elements(self.atoms.numbers, "atoms")
-        out = self.potential(self._structure(self.atoms, self.neighbors(self.atoms)))
+        out = self.potential(self._structure(self.atoms, self.neighbors(*_box(self.atoms))))
         self.results = _results(self.atoms, {name: value.cpu().numpy() for name, value in out.items()}, 0)
         if "stress" in properties and "stress" not in self.results:
             raise PropertyNotImplementedError("stress of atoms in a cell without volume")
@@ -130,7 +89,7 @@ class Calculator(ASECalculator):
             self.potential.check_elements(atoms.numbers, f"structure {number}")
         results = []
         for batch in _batches(structures, batch_atoms):
-            made = [self._structure(atoms, self._edges(atoms)) for atoms in batch]
+            made = [self._structure(atoms, self.potential.edges(*_box(atoms))) for atoms in batch]
             out = {name: value.cpu().numpy() for name, value in self.potential(join(made)).items()}
             stops = np.cumsum([len(atoms) for atoms in batch])[:-1]
             per_atom = {name: np.split(out[name], stops) for name in ("energies", "forces")}
@@ -139,12 +98,14 @@ class Calculator(ASECalculator):
                 results.append(_results(atoms, parts, number))
         return results
 
-    def _edges(self, atoms: Atoms) -> tuple[Tensor, Tensor]:
-        pos, cell = torch.from_numpy(atoms.positions.copy()), torch.from_numpy(np.array(atoms.cell))
-        return self.potential.edges(pos, cell, torch.from_numpy(np.array(atoms.pbc)))
-
     def _structure(self, atoms: Atoms, edges: tuple[Tensor, Tensor]) -> Structure:
         return self.potential.structure(atoms.numbers, torch.from_numpy(atoms.positions.copy()), edges, "atoms")
+
+
+def _box(atoms: Atoms) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions, cell and directions of repetition."""
+    positions, cell, pbc = atoms.positions.copy(), np.array(atoms.cell), np.array(atoms.pbc)
+    return torch.from_numpy(positions), torch.from_numpy(cell), torch.from_numpy(pbc)
 
 
 def _results(atoms: Atoms, out: dict[str, Any], number: int) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from torch_geometric.data import Data
 from equidyn.core.catalogue import Citation, Entry
 from equidyn.core.errors import InputError
 from equidyn.ops.constant import Constant
+from equidyn.ops.derivatives import graph_of_nodes
 from equidyn.ops.so3 import spherical_harmonics
 from equidyn.ops.symmetric_contraction import Blocks, SymmetricContraction
 from equidyn.ops.tensor_convolution import TensorConvolution, Tiles
@@ -579,10 +580,7 @@ class _Reference:
 
 
 def _per_graph(node_energy: Tensor, sample: Data) -> Tensor:
-    batch = sample.get("batch")
-    if batch is None:
-        return node_energy.sum(0, keepdim=True)
-    graphs = int(batch.max()) + 1 if len(batch) else 0
+    batch, graphs = graph_of_nodes(sample)
     return node_energy.new_zeros(graphs).index_add(0, batch, node_energy)
 
 
