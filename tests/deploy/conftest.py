@@ -24,10 +24,17 @@ def nequip_run(tmp_path_factory):
     """Of H, C and O, cutoff 3.5 Å."""
     torch.manual_seed(0)
     arguments = {"species": ["H", "C", "O"], "cutoff": 3.5, "num_layers": 2, "l_max": 1, "num_features": 4}
-    arguments |= {"mean_neighbors": 4.0, "scale": {"H": 0.5, "C": 0.9, "O": 0.8}, "shift": {"H": -13.0, "C": -1026.0, "O": -2037.0}}
+    arguments |= {
+        "mean_neighbors": 4.0,
+        "scale": {"H": 0.5, "C": 0.9, "O": 0.8},
+        "shift": {"H": -13.0, "C": -1026.0, "O": -2037.0},
+    }
     model, folder = NequIP(**arguments).double(), tmp_path_factory.mktemp("nequip")
     save_model(
-        folder, model, {"name": "n", "system": "nequip", "model": arguments, "data": {}, "task": {"name": "potential"}}, {}
+        folder,
+        model,
+        {"name": "n", "system": "nequip", "model": arguments, "data": {}, "task": {"name": "potential"}},
+        {},
     )
     return folder
 

@@ -35,8 +35,12 @@ def main(run: str, out: str) -> None:
             "mass 3 1.008",
         ]
     )
-    lmp.create_atoms(len(atoms), list(range(1, 9)), [kinds[z] for z in atoms.numbers], atoms.get_positions(wrap=True).ravel())
-    lmp.commands_list(["pair_style zero 2.0", "pair_coeff * *", "timestep 0.0005", "velocity all create 300 1", "fix 1 all nve"])
+    lmp.create_atoms(
+        len(atoms), list(range(1, 9)), [kinds[z] for z in atoms.numbers], atoms.get_positions(wrap=True).ravel()
+    )
+    lmp.commands_list(
+        ["pair_style zero 2.0", "pair_coeff * *", "timestep 0.0005", "velocity all create 300 1", "fix 1 all nve"]
+    )
     lmp.commands_list(["thermo 20", "thermo_modify norm no", "compute virial all pressure NULL virial"])
     keep = attach(lmp, load_potential(run), ["C", "O", "H"], comm=comm)
     lmp.command("thermo_style custom step pe etotal press c_virial")
@@ -51,7 +55,17 @@ def main(run: str, out: str) -> None:
     if comm is None or comm.rank == 0:
         ranks = 1 if comm is None else comm.size
         cell = [[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]]
-        np.savez(out, numbers=atoms.numbers, pos=pos, cell=cell, forces=forces, start=start.reshape(-1, 3), total=total, ranks=ranks, **values)
+        np.savez(
+            out,
+            numbers=atoms.numbers,
+            pos=pos,
+            cell=cell,
+            forces=forces,
+            start=start.reshape(-1, 3),
+            total=total,
+            ranks=ranks,
+            **values,
+        )
     del keep
 
 

@@ -98,7 +98,9 @@ def test_stress_of_a_slab_does_not_depend_on_the_origin(run):
     np.testing.assert_allclose(first["stress"], other["stress"], rtol=1e-11, atol=1e-15)
     thicker = slab()
     thicker.cell[2, 2] = 30.0  # the volume is that of the cell as it is given
-    np.testing.assert_allclose(calculator.evaluate_many([thicker])[0]["stress"] * 2, first["stress"], rtol=1e-11, atol=1e-15)
+    np.testing.assert_allclose(
+        calculator.evaluate_many([thicker])[0]["stress"] * 2, first["stress"], rtol=1e-11, atol=1e-15
+    )
 
 
 def test_no_volume_no_stress(run):
@@ -131,7 +133,10 @@ def test_precision(mace_run):
         (molecule("NH3"), "unknown element, in atoms, expected among H, C, O, got N"),
         (Atoms("C2", positions=[[0, 0, 0], [0, 0, 1e-5]]), "two atoms at the same place, in atoms"),
         (Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.2]], pbc=True), "a periodic box without volume"),
-        (Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.2]], cell=[[3, 0, 0], [0, 3, 0], [3, 3, 0]], pbc=True), "without volume"),
+        (
+            Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.2]], cell=[[3, 0, 0], [0, 3, 0], [3, 3, 0]], pbc=True),
+            "without volume",
+        ),
         (Atoms("CO", positions=[[0, 0, 0], [0, 0, np.nan]]), "expected finite"),
         (Atoms(), "no atoms"),
     ],

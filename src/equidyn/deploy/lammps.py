@@ -34,7 +34,13 @@ from equidyn.ops.derivatives import WithForces
 
 
 def attach(
-    lmp: Any, potential: Potential, elements: Sequence[str], *, skin: float = 1.0, comm: Any = None, fix: str = "equidyn"
+    lmp: Any,
+    potential: Potential,
+    elements: Sequence[str],
+    *,
+    skin: float = 1.0,
+    comm: Any = None,
+    fix: str = "equidyn",
 ) -> Callback:
     """Let a potential drive the atoms of a LAMMPS instance, with its energy and virial in the thermo output.
 
@@ -71,9 +77,7 @@ def attach(
 class Callback:
     """What LAMMPS calls in each step: forces of its atoms, total energy and virial."""
 
-    def __init__(
-        self, lmp: Any, potential: Potential, numbers: np.ndarray, skin: float, comm: Any, fix: str
-    ) -> None:
+    def __init__(self, lmp: Any, potential: Potential, numbers: np.ndarray, skin: float, comm: Any, fix: str) -> None:
         self.lmp, self.potential, self.numbers, self.comm, self.fix = lmp, potential, numbers, comm, fix
         self.neighbors = SkinNeighbors(potential, skin)
         self.error: Exception | None = None

@@ -154,7 +154,9 @@ class SlottedContraction(nn.Module):
 
 def _static_nequip(model: NequIP) -> NequIP:
     if model.options.graph_fields:
-        raise InputError("graph fields in an exported program", expected="a model without", got=list(model.options.graph_fields))
+        raise InputError(
+            "graph fields in an exported program", expected="a model without", got=list(model.options.graph_fields)
+        )
     model.species = _Table(model.species)  # type: ignore[assignment]
     model._edges = _edges  # type: ignore[assignment]
     model._embed = MethodType(_embed, model)  # type: ignore[method-assign]

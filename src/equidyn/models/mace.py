@@ -281,7 +281,7 @@ class SpeciesMix(nn.Module):
 
 
 def _zeros(like: Tensor, ell: int) -> Tensor:
-    return like.new_zeros(len(like), 2 * ell + 1, 0)
+    return like.new_zeros(like.shape[0], 2 * ell + 1, 0)
 
 
 class RadialNet(nn.Module):
@@ -400,7 +400,7 @@ class Layer(nn.Module):
     def forward(self, h: Features, edges: EdgeFeatures, graph: Graph) -> Features:
         """Features to features."""
         a, skip = self.interaction(h, edges, graph)
-        blocks = [(0, 0, len(graph.order))] if self.agnostic else graph.blocks
+        blocks = [(0, 0, graph.order.shape[0])] if self.agnostic else graph.blocks
         b = self.product(torch.cat(a, dim=1), blocks)
         out = self.update(list(b.split([2 * ell + 1 for ell in range(len(self.update.weights))], dim=1)))
         return out if skip is None else [x + y for x, y in zip(out, skip, strict=True)]
@@ -549,7 +549,7 @@ class MACE(nn.Module):
         window = cut if self.late else used.to(r)
         sizes = [2 * degree + 1 for degree in range(self.sh_l + 1)]
         harmonics = list((spherical_harmonics(vector / r, self.sh_l) * window).split(sizes, dim=1))
-        energy = r.new_zeros(len(graph.order), 1)
+        energy = r.new_zeros(graph.order.shape[0], 1)
         if self.repulsion is not None:
             energy = tiles.sum(self.repulsion(r, *graph.ends) * used)
         return EdgeFeatures(radial if self.late else radial * cut, harmonics, window), energy

@@ -380,7 +380,7 @@ class NequIP(nn.Module):
         dtype = self.type_embedding.dtype
         species = self.species(sample.z)
         batch, graphs = graph_of_nodes(sample)
-        edges = self._edges(sample.edge_index, len(species), dtype, copies=1)
+        edges = self._edges(sample.edge_index, species.shape[0], dtype, copies=1)
         receiver, sender = species[edges.receivers.node], species[edges.senders.node]
 
         length, unit = _geometry(sample, edges)
