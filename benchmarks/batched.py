@@ -1,4 +1,4 @@
-"""Molecular dynamics of many molecules: TorchSim in one batch against ASE one after the other, same potential, same steps.
+"""Molecular dynamics of many molecules: TorchSim in one batch against ASE one by one, same steps.
 
     python -m benchmarks.batched RUN [--molecules 64] [--steps 20]
 

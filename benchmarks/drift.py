@@ -1,7 +1,7 @@
 """Energy drift of constant-energy molecular dynamics with a potential fitted here, through the ASE calculator.
 
-    python -m benchmarks.drift copper                        copper near 300 K, fitted to EMT
-    python -m benchmarks.drift molecule --data FILE.xyz      a molecule near 300 K, fitted to a file with energies and forces
+    python -m benchmarks.drift copper                     copper near 300 K, fitted to EMT
+    python -m benchmarks.drift molecule --data FILE.xyz   a molecule near 300 K, fitted to energies and forces of a file
 
 10 ps in steps of 0.5 fs, float64. Prints the total energy per atom: its drift (mean over the last picosecond minus that
 over the first) and its largest departure from the start. `--run FOLDER` takes a trained potential instead of a fit.
@@ -129,8 +129,9 @@ def drift(atoms: Atoms, run: Path, *, picoseconds: float, timestep: float) -> No
     change = energy[-window:].mean() - energy[:window].mean()
     used = (time.perf_counter() - start) / steps
     print(
-        f"{atoms.get_chemical_formula()}: {picoseconds} ps, {steps} steps of {timestep} fs, drift {change:+.4f} meV/atom, "
-        f"largest departure {np.abs(energy - energy[0]).max():.3f} meV/atom, {atoms.get_temperature():.0f} K at the end; "
+        f"{atoms.get_chemical_formula()}: {picoseconds} ps, {steps} steps of {timestep} fs, "
+        f"drift {change:+.4f} meV/atom, largest departure {np.abs(energy - energy[0]).max():.3f} meV/atom, "
+        f"{atoms.get_temperature():.0f} K at the end; "
         f"{1000 * used:.1f} ms per step, {calculator.neighbors.built} neighbour lists"
     )
 

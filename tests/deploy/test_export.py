@@ -25,7 +25,7 @@ def test_graph_is_open_in_its_sizes(mace_run):
 
 
 def test_wrong_name(potential, tmp_path):
-    with pytest.raises(InputError, match="ends in .pt2"):
+    with pytest.raises(InputError, match=r"ends in \.pt2"):
         export(potential, tmp_path / "potential.pt")
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """What mace-torch computes with a small model of each kind of interaction: its files and their results, in one archive.
 
 python mace_peer.py blocks.zip       (in an environment with mace-torch 0.3; nothing of Equidyn is used)

@@ -34,7 +34,7 @@ class Calculator(ASECalculator):
     Args:
         potential: run folder, or a loaded potential.
         device: where the model runs.
-        dtype: of the network, "float32" or "float64"; that of its weights if not given. Energies and forces are float64.
+        dtype: of the network, "float32" or "float64"; that of its weights if not given. Results are float64.
         skin: Å beyond the cutoff that neighbour lists reach, so that they last for some steps.
         head: level of theory, for models of several.
 

