@@ -1,9 +1,11 @@
 """ASE: a calculator, so that everything ASE does with a potential works with a trained one.
 
-from equidyn import Calculator
+    from equidyn import Calculator
 
-atoms.calc = Calculator("runs/mine")
-atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+    atoms.calc = Calculator("runs/mine")
+    atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+
+One backward pass gives all properties.
 """
 
 from __future__ import annotations

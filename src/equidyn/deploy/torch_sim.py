@@ -1,10 +1,11 @@
 """TorchSim: a potential as a model, for simulations of many systems in one batch (extra `torchsim`).
 
-import torch_sim as ts
-from equidyn.deploy.torch_sim import make_model
+    model = make_model(load_potential("runs/mine"))
+    torch_sim.integrate(
+        system=[atoms] * 64, model=model, integrator=torch_sim.nve, n_steps=1000, temperature=300, timestep=0.0005
+    )
 
-model = make_model(load_potential("runs/mine"))
-ts.integrate(system=[atoms] * 64, model=model, integrator=ts.Integrator.nve, n_steps=1000, temperature=300, timestep=0.0005)
+All systems go through the network at once.
 """
 
 from __future__ import annotations
