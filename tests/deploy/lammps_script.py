@@ -51,7 +51,7 @@ def main(run: str, out: str) -> None:
         total.append(lmp.get_thermo("etotal"))
     lmp.command("run 0")
     pos, forces = (np.array(lmp.gather_atoms(name, 1, 3)).reshape(-1, 3) for name in ("x", "f"))
-    values = {name: lmp.get_thermo(key) for name, key in (("energy", "pe"), ("pressure", "c_virial"))}
+    values = {"energy": lmp.get_thermo("pe"), "pressure": lmp.extract_compute("virial", 0, 0)}
     if comm is None or comm.rank == 0:
         ranks = 1 if comm is None else comm.size
         cell = [[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]]

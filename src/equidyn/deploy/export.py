@@ -63,10 +63,14 @@ class Program(nn.Module):
 
 
 def example(potential: Potential, seed: int = 0) -> Arrays:
-    """Three crystals of different sizes: more atoms than fit in one slot of each element, so that no size is 0 or 1."""
+    """Four crystals, with more atoms than fit in one slot.
+
+    Sizes that are equal in the example, or 0 or 1, would be taken for equal, or fixed, ones: four structures, as 2 and 3
+    are sizes of other axes.
+    """
     generator = torch.Generator().manual_seed(seed)
     made = []
-    for atoms in (29, 37, 5):
+    for atoms in (29, 37, 5, 7):
         cell = (2.2 * atoms ** (1 / 3) + 1.0) * torch.eye(3, dtype=torch.float64)
         cell = cell + 0.3 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
         pos = torch.rand(atoms, 3, generator=generator, dtype=torch.float64) @ cell
