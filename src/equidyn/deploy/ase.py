@@ -71,9 +71,10 @@ class Calculator(ASECalculator):
     ) -> None:
         """All properties at once, as one backward pass gives them all."""
         super().calculate(atoms, properties, system_changes)
-        self.potential.check_elements(self.atoms.numbers, "atoms")
-        out = self.potential(self._structure(self.atoms, self.neighbors(*_box(self.atoms))))
-        self.results = _results(self.atoms, {name: value.cpu().numpy() for name, value in out.items()}, 0)
+        here: Any = self.atoms  # ASE's copy
+        self.potential.check_elements(here.numbers, "atoms")
+        out = self.potential(self._structure(here, self.neighbors(*_box(here))))
+        self.results = _results(here, {name: value.cpu().numpy() for name, value in out.items()}, 0)
         if "stress" in properties and "stress" not in self.results:
             raise PropertyNotImplementedError("stress of atoms in a cell without volume")
 

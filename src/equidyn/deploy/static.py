@@ -91,8 +91,9 @@ class SlottedGraph(Graph):
 
 
 def _static_mace(model: MACE) -> MACE:
-    model._prepare = MethodType(_prepare, model)  # type: ignore[method-assign]
-    for layer in model.layers:
+    layers: Any = model.layers
+    model._prepare = MethodType(_prepare, model)
+    for layer in layers:
         layer.product = SlottedContraction(layer.product)
     return model
 
@@ -160,7 +161,8 @@ def _static_nequip(model: NequIP) -> NequIP:
     model.species = _Table(model.species)  # type: ignore[assignment]
     model._edges = _edges  # type: ignore[assignment]
     model._embed = MethodType(_embed, model)  # type: ignore[method-assign]
-    for layer in model.layers:
+    layers: Any = model.layers
+    for layer in layers:
         if layer.conv.self_connection is not None:
             layer.conv.self_connection = _PerAtom(layer.conv.self_connection)
     return model

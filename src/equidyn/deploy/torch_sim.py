@@ -29,9 +29,9 @@ def make_model(potential: Potential, *, skin: float = 1.0) -> Any:
     Raises:
         MissingExtraError: TorchSim is not installed.
     """
-    interface = require("torch_sim.models.interface", "torchsim")
+    base: Any = require("torch_sim.models.interface", "torchsim").ModelInterface
 
-    class EquidynModel(interface.ModelInterface):
+    class EquidynModel(base):
         def __init__(self) -> None:
             super().__init__()
             self._device, self._dtype = potential.device, torch.float64
