@@ -65,8 +65,8 @@ class Program(nn.Module):
 def example(potential: Potential, seed: int = 0) -> Arrays:
     """Four crystals, with more atoms than fit in one slot.
 
-    Sizes that are equal in the example, or 0 or 1, would be taken for equal, or fixed, ones: four structures, as 2 and 3
-    are sizes of other axes.
+    Sizes that are equal in the example, or 0 or 1, would be taken for equal, or fixed, ones: four structures, as 2
+    and 3 are sizes of other axes.
     """
     generator = torch.Generator().manual_seed(seed)
     made = []
@@ -88,8 +88,9 @@ def trace(potential: Potential) -> torch.export.ExportedProgram:
     `torch.export` does not see through a gradient taken inside a model: the computation and its derivative are first
     traced to one list of operations, which then is exported.
     """
-    inputs = example(potential)
-    made = make_fx(Program(potential), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs)
+    inputs, program = example(potential), Program(potential)
+    program(*inputs)  # constants of the model now exist in its dtype, and are not made while tracing
+    made = make_fx(program, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs)
     atoms, edges, graphs = (torch.export.Dim(name, min=least) for name, least in (("N", 2), ("E", 2), ("G", 1)))
     open_sizes = ({0: atoms}, {0: atoms}, {1: edges}, {0: edges}, {0: atoms}, {0: graphs})
     # Sizes of slots are whole multiples, which the solver of guards cannot see: it leaves them to checks at run time.
