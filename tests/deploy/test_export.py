@@ -1,5 +1,6 @@
 """Exported programs equal the model, for any sizes, and need nothing of this library."""
 
+import os
 import subprocess
 import sys
 
@@ -17,6 +18,11 @@ def test_static_form_equals_the_model(run):
     assert compare(potential, Program(potential)) < 1e-13
 
 
+# Tracing and compiling take a minute or more of processor time.
+slow = pytest.mark.skipif(not os.environ.get("EQUIDYN_TEST_EXPORT"), reason="slow: set EQUIDYN_TEST_EXPORT=1")
+
+
+@slow
 def test_graph_is_open_in_its_sizes(mace_run):
     potential = load_potential(mace_run)
     program = trace(potential)
@@ -38,6 +44,7 @@ print(max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(out, expect
 """
 
 
+@slow
 @pytest.mark.skipif(sys.platform != "linux", reason="compiles C++, tried on Linux only")
 def test_file_runs_without_this_library(mace_run, tmp_path, capsys):
     path, potential = tmp_path / "potential.pt2", load_potential(mace_run)
