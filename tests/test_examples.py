@@ -58,8 +58,15 @@ def test_predict_and_report(folder):
     assert (folder / "example" / "report.html").stat().st_size > 10_000
 
 
+def test_use_a_potential(tmp_path):
+    out = run(tmp_path, "05_use_a_potential.py", "--steps", "60")
+    assert 3.4 < float(out.split("relaxed lattice constant")[1].split()[0]) < 3.9
+    assert float(out.split("varied by")[1].split()[0]) < 1.0
+    assert (tmp_path / "example" / "copper" / "model.safetensors").exists()
+
+
 def test_every_example_is_tested():
     tested = Path(__file__).read_text(encoding="utf-8")
     names = [path.name for path in EXAMPLES.glob("*.py")]
-    assert len(names) >= 4
+    assert len(names) >= 5
     assert all(name in tested for name in names)

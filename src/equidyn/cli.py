@@ -103,6 +103,16 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("record", nargs="+", help="record files (.npz)")
     verify.add_argument("--all", action="store_true", help="print every output, not only the worst")
 
+    convert = verb("import", _import, "Convert a .model file of mace-torch, without running anything in it.")
+    convert.add_argument("file", type=Path, help="file of mace-torch 0.3")
+    convert.add_argument("--out", type=Path, help="folder to make (default runs/<name of the file>)")
+
+    export = verb("export", _export, "Write a trained potential as a program that runs without this library.")
+    export.add_argument("run_folder", type=Path, metavar="RUN")
+    export.add_argument("--out", type=Path, help="file to write (default: potential.pt2 in the run folder)")
+    export.add_argument("--dtype", help="float32 or float64; default: that of the weights")
+    export.add_argument("--head", type=int, default=0, help="level of theory, for models of several (default 0)")
+
     verb("list", _list, "List the systems.")
     cite = verb("cite", _cite, "Print the BibTeX entry of systems.")
     cite.add_argument("system", nargs="+")
@@ -331,6 +341,25 @@ def _verify(options: argparse.Namespace) -> int:
         for outcome in outcomes if options.all else bad:
             print(f"     {'ok  ' if outcome.passed else 'FAIL'} {outcome.error:9.2e}  {outcome.name}")
     return 1 if failed else 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from equidyn.interop.mace_file import import_model
+
+    folder = import_model(options.file, options.out or Path("runs") / options.file.stem)
+    print(f"run folder: {folder}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from equidyn.deploy import load_potential
+    from equidyn.deploy.export import export
+
+    potential = load_potential(options.run_folder, dtype=options.dtype, head=options.head)
+    path = options.out or options.run_folder / "potential.pt2"
+    error = export(potential, path)
+    print(f"{path}: equal to the model within {error:.1e}")
+    return 0
 
 
 def _list(options: argparse.Namespace) -> int:

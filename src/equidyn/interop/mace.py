@@ -101,6 +101,15 @@ def build(given: Mapping[str, Any], where: object) -> MACE:
     Raises:
         InputError: an option that we do not have.
     """
+    return MACE(**our_arguments(given, where))
+
+
+def our_arguments(given: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """The original's constructor arguments as ours.
+
+    Raises:
+        InputError: an option that we do not have.
+    """
     for name in _REFUSED:
         if given[name]:
             raise InputError(
@@ -134,22 +143,22 @@ def build(given: Mapping[str, Any], where: object) -> MACE:
     )
     shifted = given["class"].endswith("ScaleShiftMACE")
     correlation = given["correlation"]
-    return MACE(
-        [int(z) for z in given["atomic_numbers"]],
-        hidden[0],
-        len(hidden) - 1,
-        given["num_interactions"],
-        cutoff=float(given["r_max"]),
-        sh_l=given["max_ell"],
-        correlation=correlation if isinstance(correlation, int) else tuple(correlation),
-        neighbours=float(given["avg_num_neighbors"]),
-        reference=EnergyReference(
+    return {
+        "elements": [int(z) for z in given["atomic_numbers"]],
+        "channels": hidden[0],
+        "hidden_l": len(hidden) - 1,
+        "num_layers": given["num_interactions"],
+        "cutoff": float(given["r_max"]),
+        "sh_l": given["max_ell"],
+        "correlation": correlation if isinstance(correlation, int) else tuple(correlation),
+        "neighbours": float(given["avg_num_neighbors"]),
+        "reference": EnergyReference(
             _plain(given["atomic_energies"], len(given["heads"] or [0])),
             given["atomic_inter_scale"] if shifted else 1.0,
             given["atomic_inter_shift"] if shifted else 0.0,
         ),
-        options=options,
-    )
+        "options": options,
+    }
 
 
 def _known(kind: str, name: object, known: Mapping[str, Any], where: object) -> Any:

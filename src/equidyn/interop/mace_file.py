@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict, is_dataclass
 from itertools import count
 from math import isqrt
 from pathlib import Path
@@ -10,16 +12,51 @@ from typing import Any
 from torch import Tensor
 
 from equidyn.core.errors import InputError
+from equidyn.core.files import make_folder
 from equidyn.interop.inert_pickle import Inert, read_inert
-from equidyn.interop.mace import ARGUMENTS, build, load
+from equidyn.interop.mace import ARGUMENTS, load, our_arguments
 from equidyn.models.mace import MACE
+from equidyn.train.checkpoint import save_model
 
 _LIBRARIES = ("mace", "e3nn", "torch", "numpy", "opt_einsum_fx")
 _BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 
 
 def read_model(path: str | Path) -> MACE:
-    """The potential in a `.model` file, in the dtype of the file.
+    """The potential in a `.model` file, in the dtype of the file: see `read_file`."""
+    return read_file(path)[0]
+
+
+def import_model(path: str | Path, folder: str | Path) -> Path:
+    """Convert a `.model` file once to a folder that `load_model`, `Calculator` and every engine read.
+
+    Args:
+        path: file of mace-torch.
+        folder: to make; gets `model.json` and `model.safetensors`.
+
+    Raises:
+        InputError: see `read_file`; or a folder that holds a model already, or cannot be written to.
+    """
+    path, folder = Path(path), Path(folder)
+    model, arguments = read_file(path)
+    if (folder / "model.json").exists():
+        raise InputError("a model is there already", where=folder, expected="a new folder (--out)")
+    make_folder(folder)
+    config = {
+        "name": path.stem,
+        "system": "mace",
+        "model": {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in arguments.items()},
+        "data": {},
+        "task": {"name": "potential"},
+        "train": {},
+    }
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    save_model(folder, model, config, {"imported_from": path.name, "sha256": digest})
+    return folder
+
+
+def read_file(path: str | Path) -> tuple[MACE, dict[str, Any]]:
+    """The potential in a `.model` file, in the dtype of the file, and the arguments it was built with.
 
     What the model is made of is read from the names of its parts, its plain attributes and the shapes of its tensors;
     what older files lack has its value of that time.
@@ -32,13 +69,14 @@ def read_model(path: str | Path) -> MACE:
         raise InputError("kind of model", where=path, expected="MACE or ScaleShiftMACE", got=module.name)
     state = dict(module.tensors())
     try:
-        model = build(ARGUMENTS | _arguments(module, state), path)
+        arguments = our_arguments(ARGUMENTS | _arguments(module, state), path)
+        model = MACE(**arguments)
         load(model.to(state["node_embedding.linear.weight"].dtype), state)
     except InputError:
         raise
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise InputError("file without a part of MACE", where=path, got=f"{type(error).__name__}: {error}") from None
-    return model.eval()
+    return model.eval(), arguments
 
 
 def _arguments(module: Inert, state: dict[str, Tensor]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from torch_geometric.data import Data
 from equidyn.core.catalogue import Citation, Entry
 from equidyn.core.errors import InputError
 from equidyn.ops.constant import Constant
+from equidyn.ops.derivatives import graph_of_nodes
 from equidyn.ops.so3 import spherical_harmonics
 from equidyn.ops.symmetric_contraction import Blocks, SymmetricContraction
 from equidyn.ops.tensor_convolution import TensorConvolution, Tiles
@@ -280,7 +281,7 @@ class SpeciesMix(nn.Module):
 
 
 def _zeros(like: Tensor, ell: int) -> Tensor:
-    return like.new_zeros(len(like), 2 * ell + 1, 0)
+    return like.new_zeros(like.shape[0], 2 * ell + 1, 0)
 
 
 class RadialNet(nn.Module):
@@ -399,7 +400,7 @@ class Layer(nn.Module):
     def forward(self, h: Features, edges: EdgeFeatures, graph: Graph) -> Features:
         """Features to features."""
         a, skip = self.interaction(h, edges, graph)
-        blocks = [(0, 0, len(graph.order))] if self.agnostic else graph.blocks
+        blocks = [(0, 0, graph.order.shape[0])] if self.agnostic else graph.blocks
         b = self.product(torch.cat(a, dim=1), blocks)
         out = self.update(list(b.split([2 * ell + 1 for ell in range(len(self.update.weights))], dim=1)))
         return out if skip is None else [x + y for x, y in zip(out, skip, strict=True)]
@@ -484,7 +485,7 @@ class MACE(nn.Module):
         degrees = [correlation] * num_layers if isinstance(correlation, int) else list(correlation)
         if num_layers < 1 or len(degrees) != num_layers:
             raise InputError("correlation", expected=f"one number, or one for each of {num_layers} layers", got=degrees)
-        self.reference, self.cutoff = _Reference(reference, len(elements)), cutoff
+        self.reference, self.cutoff, self.elements = _Reference(reference, len(elements)), cutoff, tuple(elements)
         self.late, self.cutoff_power = options.late_cutoff, options.cutoff_power
         sizes = Sizes(channels, sh_l, len(elements), neighbours)
         self.species = Constant(torch.tensor([elements.index(z) if z in elements else -1 for z in range(119)]))
@@ -541,13 +542,14 @@ class MACE(nn.Module):
         vector = sample.pos[receiver] - sample.pos[sender]
         if sample.get("edge_shift") is not None:
             vector = vector - sample.edge_shift[tiles.edge]
+        vector = vector.to(self.embedding.dtype)  # positions may have more digits than the weights
         far = vector.new_tensor([0.0, 0.0, 2 * self.cutoff])
         r = length(vector := torch.where(used, vector, far))
         cut, radial = envelope(r / self.cutoff, self.cutoff_power), self.radial(r, *graph.ends)
         window = cut if self.late else used.to(r)
         sizes = [2 * degree + 1 for degree in range(self.sh_l + 1)]
         harmonics = list((spherical_harmonics(vector / r, self.sh_l) * window).split(sizes, dim=1))
-        energy = r.new_zeros(len(graph.order), 1)
+        energy = r.new_zeros(graph.order.shape[0], 1)
         if self.repulsion is not None:
             energy = tiles.sum(self.repulsion(r, *graph.ends) * used)
         return EdgeFeatures(radial if self.late else radial * cut, harmonics, window), energy
@@ -578,10 +580,7 @@ class _Reference:
 
 
 def _per_graph(node_energy: Tensor, sample: Data) -> Tensor:
-    batch = sample.get("batch")
-    if batch is None:
-        return node_energy.sum(0, keepdim=True)
-    graphs = int(batch.max()) + 1 if len(batch) else 0
+    batch, graphs = graph_of_nodes(sample)
     return node_energy.new_zeros(graphs).index_add(0, batch, node_energy)
 
 

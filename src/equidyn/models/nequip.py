@@ -345,6 +345,7 @@ class NequIP(nn.Module):
         super().__init__()
         self.options, self.l_max = options, l_max
         self.species = Species(species)
+        self.cutoff, self.elements = cutoff, tuple(self.species.numbers)
         neighbors = self.species.values(mean_neighbors, "mean_neighbors")
         if num_layers < 1 or not bool((neighbors > 0).all()):
             got = f"num_layers {num_layers}, mean_neighbors {mean_neighbors}"
@@ -379,7 +380,7 @@ class NequIP(nn.Module):
         dtype = self.type_embedding.dtype
         species = self.species(sample.z)
         batch, graphs = graph_of_nodes(sample)
-        edges = self._edges(sample.edge_index, len(species), dtype, copies=1)
+        edges = self._edges(sample.edge_index, species.shape[0], dtype, copies=1)
         receiver, sender = species[edges.receivers.node], species[edges.senders.node]
 
         length, unit = _geometry(sample, edges)

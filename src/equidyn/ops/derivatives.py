@@ -24,7 +24,7 @@ def graph_of_nodes(sample: Data) -> tuple[Tensor, int]:
     if batch is None:
         return torch.zeros(nodes, dtype=torch.long, device=sample.pos.device), 1
     if sample.get("cell") is not None:
-        return batch, len(sample.cell)
+        return batch, sample.cell.shape[0]
     return batch, int(batch.max()) + 1 if nodes else 0
 
 

@@ -72,7 +72,7 @@ def spherical_harmonics(unit: Tensor, l_max: int) -> Tensor:
         [E, (l_max + 1)^2], degrees side by side.
     """
     first = math.sqrt(3) * unit
-    degrees = [unit.new_ones(len(unit), 1), first]
+    degrees = [unit.new_ones(unit.shape[0], 1), first]
     for degree in range(2, l_max + 1):
         pairs = (degrees[-1][:, :, None] * first[:, None, :]).flatten(1)
         degrees.append(pairs @ _raise(degree).to(unit))

@@ -125,5 +125,5 @@ class TensorConvolution(nn.Module):
             messages[l3].append(torch.bmm(matrix.transpose(1, 2), values))
         per_tile = [torch.cat(parts, dim=2) for parts in messages]
         summed = collect(torch.cat([m.flatten(1) for m in per_tile], dim=1), tiles.nodes)
-        sizes = [m[0].numel() if len(m) else m.shape[1] * m.shape[2] for m in per_tile]
+        sizes = [m.shape[1] * m.shape[2] for m in per_tile]
         return [s.unflatten(1, m.shape[1:]) for s, m in zip(summed.split(sizes, 1), per_tile, strict=True)]

@@ -216,7 +216,7 @@ class _Contract(torch.autograd.Function):
         pairs = zip(_views(x, None, 0, runs)[0], _views(y, None, 0, runs)[0], strict=True)
         if torch.compiler.is_compiling():
             return torch.cat([(a * b).sum(2).flatten(1) for a, b in pairs], dim=1)
-        out = x.new_empty(len(x), sum(run.paths for run in runs) * x.shape[2])
+        out = x.new_empty(x.shape[0], sum(run.paths for run in runs) * x.shape[2])
         for (a, b), o in zip(pairs, _views(None, out, x.shape[2], runs)[0], strict=True):
             torch.mul(a[:, :, 0], b[:, :, 0], out=o)
             for k in range(1, a.shape[2]):

@@ -181,9 +181,15 @@ def load_model(run: str | Path) -> Trained:
     if inside and any(inside["config"][key] != config.get(key) for key in ("system", "model", "data", "task")):
         expected = f"the run described in {folder / 'model.json'}"
         raise InputError("checkpoint of another model", where=weights, expected=expected, got=inside["config"]["name"])
-    model.load_state_dict(tensors)
+    model.to(_network_dtype(tensors)).load_state_dict(tensors)
     # A kill between the two files leaves an older description of the same run beside the weights.
     return Trained(model.eval(), config, inside.get("info", description["info"]), folder)
+
+
+def _network_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """That of most parts of a model; the others are those that keep float64."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return min(kinds, key=lambda kind: torch.finfo(kind).bits, default=torch.float32)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

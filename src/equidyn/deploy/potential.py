@@ -1,0 +1,196 @@
+"""A trained potential as every engine needs it: atoms in, energy and its derivatives out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from equidyn.core.errors import EquidynError, InputError
+from equidyn.ops.derivatives import WithForces
+from equidyn.ops.neighbors import neighbor_list
+from equidyn.train.checkpoint import load_model
+
+COINCIDENT = 1e-3
+"""Atoms closer than this (Å) are taken for one that is there twice."""
+
+
+class Structure(NamedTuple):
+    """One structure, or several as one with `batch`.
+
+    Attributes:
+        z: [N] atomic numbers.
+        pos: [N, 3] Å, float64.
+        edge_index: [2, E] senders and receivers.
+        edge_shift: [E, 3] Å.
+        batch: [N] structure of each atom, in order.
+    """
+
+    z: Tensor
+    pos: Tensor
+    edge_index: Tensor
+    edge_shift: Tensor
+    batch: Tensor
+
+
+class Potential(nn.Module):
+    """An energy model on a device, in a precision, for one head.
+
+    Args:
+        model: gives `energy` [G] and the energy of each atom; knows its `elements` and its `cutoff`.
+        device: where it runs.
+        dtype: precision of the network; positions, energies and forces are float64 always. That of the weights if not
+            given.
+        head: level of theory, for models of several.
+
+    Raises:
+        InputError: not such a model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        head: int = 0,
+    ) -> None:
+        super().__init__()
+        missing = [name for name in ("elements", "cutoff", "layers") if not hasattr(model, name)]
+        if missing:
+            raise InputError("not a potential", where=type(model).__name__, expected="a model of energies such as MACE")
+        self.device, self.head = torch.device(device), head
+        self.elements, self.cutoff = tuple(map(int, model.elements)), float(model.cutoff)  # type: ignore[arg-type]
+        self.layers = len(model.layers)  # type: ignore[arg-type]
+        model = model.to(self.device) if dtype is None else model.to(self.device, dtype)
+        self.derivatives = WithForces(model.eval().requires_grad_(False), stress=True, create_graph=False)
+
+    def forward(self, atoms: Structure) -> dict[str, Tensor]:
+        """`energy` [G] eV, `energies` [N] eV, `forces` [N, 3] eV/Å and `virial` [G, 3, 3] eV, detached, in float64."""
+        sample = Data(
+            pos=atoms.pos, z=atoms.z, edge_index=atoms.edge_index, edge_shift=atoms.edge_shift, batch=atoms.batch
+        )
+        sample.head = torch.full((int(atoms.batch[-1]) + 1,), self.head, device=self.device)
+        out = self.derivatives(sample)
+        energies = out["atom_energy"] if "atom_energy" in out else out["node_energy"]
+        return {
+            "energy": out["energy"].double(),
+            "energies": energies.double(),
+            "forces": out["forces"].double(),
+            "virial": out["virial"].double(),
+        }
+
+    def structure(self, numbers: Sequence[int], pos: Tensor, edges: tuple[Tensor, Tensor], where: object) -> Structure:
+        """One structure on the device.
+
+        Args:
+            numbers: [N] atomic numbers.
+            pos: [N, 3] Å.
+            edges: edge_index and edge_shift, see `neighbor_list`.
+            where: what error messages name.
+
+        Raises:
+            InputError: no atoms, an element that the model does not know, two atoms at the same place.
+        """
+        self.check_elements(numbers, where)
+        edge_index, edge_shift = edges
+        refuse_coincident(pos, edge_index, edge_shift, where)
+        z = torch.as_tensor(numbers, dtype=torch.long)
+        on_device = (t.to(self.device) for t in (z, pos, edge_index, edge_shift, torch.zeros_like(z)))
+        return Structure(*on_device)
+
+    def check_elements(self, numbers: Sequence[int], where: object) -> None:
+        """Refuse atoms that the model has not learned.
+
+        Raises:
+            InputError: no atoms, or such ones.
+        """
+        if not len(numbers):
+            raise InputError("no atoms", where=where, expected="at least one")
+        unknown = sorted({int(z) for z in numbers} - set(self.elements))
+        if unknown:
+            expected, got = (", ".join(chemical_symbols[z] for z in some) for some in (self.elements, unknown))
+            raise InputError("unknown element", where=where, expected=f"among {expected}", got=got)
+
+    def edges(
+        self, pos: Tensor, cell: Tensor | None = None, pbc: Tensor | bool = False, skin: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """All pairs within the cutoff, and a skin beyond it: see `neighbor_list`."""
+        return neighbor_list(pos, self.cutoff + skin, cell, pbc)
+
+
+def load_potential(
+    run: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None, head: int = 0
+) -> Potential:
+    """The potential in a run folder, trained here or made by `equidyn import`.
+
+    Args:
+        run: folder with `model.json` and `model.safetensors`.
+        device: where it runs.
+        dtype: of the network, such as "float32"; that of its weights if not given.
+        head: level of theory, for models of several.
+
+    Raises:
+        InputError: no such folder, or a model of something else than energies.
+    """
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and kind not in (torch.float32, torch.float64):
+        raise InputError("dtype", where="load_potential", expected="float32 or float64", got=dtype)
+    return Potential(load_model(run).model, device=device, dtype=kind, head=head)
+
+
+def join(structures: Sequence[Structure]) -> Structure:
+    """Several structures as one, numbered in order."""
+    offsets = [0]
+    for one in structures:
+        offsets.append(offsets[-1] + len(one.z))
+    return Structure(
+        torch.cat([one.z for one in structures]),
+        torch.cat([one.pos for one in structures]),
+        torch.cat([one.edge_index + offset for one, offset in zip(structures, offsets, strict=False)], dim=1),
+        torch.cat([one.edge_shift for one in structures]),
+        torch.cat([torch.full_like(one.z, number) for number, one in enumerate(structures)]),
+    )
+
+
+def refuse_coincident(pos: Tensor, edge_index: Tensor, edge_shift: Tensor, where: object) -> None:
+    """Refuse two atoms at the same place.
+
+    Raises:
+        InputError: there are such.
+    """
+    distance = torch.linalg.vector_norm(pos[edge_index[0]] + edge_shift - pos[edge_index[1]], dim=1)
+    if len(distance) and float(distance.min()) < COINCIDENT:
+        pair = sorted(edge_index[:, int(distance.argmin())].tolist())
+        got = f"atoms {pair[0]} and {pair[1]}, {float(distance.min()):.1e} Å apart"
+        raise InputError("two atoms at the same place", where=where, expected=f"{COINCIDENT} Å or more", got=got)
+
+
+class MissingExtraError(EquidynError, ImportError):
+    """An engine that is not installed."""
+
+
+def require(module: str, extra: str, note: str = "") -> ModuleType:
+    """Import the package of an engine.
+
+    Args:
+        module: its name.
+        extra: the extra of Equidyn that installs it.
+        note: what else it needs of the system.
+
+    Raises:
+        MissingExtraError: it is not there or does not load.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        install = f"pip install 'equidyn[{extra}]'" + (f"; {note}" if note else "")
+        raise MissingExtraError(f"{module} cannot be imported, expected after {install}, got {error}") from None
