@@ -28,9 +28,9 @@ from equidyn.models.mace import (
     MLPReadout,
     NonlinearInteraction,
     PairNet,
-    envelope,
-    length,
 )
+from equidyn.ops.cutoff import polynomial_envelope
+from equidyn.ops.radial import length
 from equidyn.ops.so3 import spherical_harmonics
 from equidyn.ops.symmetric_contraction import SymmetricContraction, equivariant_polynomials, symmetrised
 
@@ -404,7 +404,7 @@ class _Trace:
         module.register_forward_hook(lambda _m, _i, out: self.seen.__setitem__(name, out))
 
     def _row(self, sample: Data) -> Tensor:
-        return self.model._prepare(sample)[0].row
+        return self.model.prepare(sample)[0].kinds.inverse
 
     def outputs(self, sample: Data) -> dict[str, Tensor]:
         """All intermediates that records hold."""
@@ -422,7 +422,7 @@ class _Trace:
         products = takewhile(lambda name: name in named, (f"product{t}" for t in count()))
         named["node_feats"] = torch.cat([named[name] for name in products], dim=1)
         named["zbl_node_energy"] = self.repulsion(sample)
-        graph = model._prepare(sample)[0]
+        graph = model.prepare(sample)[0]
         named["node_embedding"] = (model.embedding / len(model.embedding) ** 0.5)[graph.species][row]
         return named | self._edge_outputs(sample)
 
@@ -430,8 +430,8 @@ class _Trace:
         model, (sender, receiver) = self.model, sample.edge_index
         vector = sample.pos[receiver] - sample.pos[sender] - sample.edge_shift
         r = length(vector)
-        species = model.species.like(r)[sample.z].long()
-        cut = envelope(r / model.cutoff, model.cutoff_power)
+        species = model.species(sample.z)
+        cut = polynomial_envelope(r / model.cutoff, model.cutoff_power)
         radial = model.radial(r, species[receiver], species[sender])
         return {
             "edge_attrs": spherical_harmonics(vector / r, model.sh_l),
@@ -441,13 +441,13 @@ class _Trace:
 
     def repulsion(self, sample: Data) -> Tensor:
         """Repulsion energy of each atom."""
-        graph, _ = self.model._prepare(sample)
-        return self.model._edges(sample, graph)[1][graph.row, 0]
+        graph, _ = self.model.prepare(sample)
+        return self.model.edge_features(sample, graph)[1][graph.kinds.inverse, 0]
 
     def reference_energy(self, sample: Data) -> Tensor:
         """Isolated-atom energy of each atom."""
-        graph, head = self.model._prepare(sample)
-        return self.model.reference.atoms.like(graph.tiles.edge.double())[head, graph.species][graph.row]
+        graph, head = self.model.prepare(sample)
+        return self.model.reference.atoms.like(sample.pos.double())[head, graph.species][graph.kinds.inverse]
 
     def energies(self, sample: Data) -> Iterator[Tensor]:
         """Contribution of repulsion and of each readout to the energy of each atom, unscaled, for the graph's head."""

@@ -15,7 +15,6 @@ from equidyn.core.errors import InputError
 from equidyn.interop.golden import Record
 from equidyn.models.nequip import Convolution, NequIP, NequIPOptions
 from equidyn.ops.derivatives import WithForces
-from equidyn.ops.tensor_product import Irrep, split_irreps
 
 # Empty, constant, or rebuilt by us.
 _CONSTANT = ("_empty", ".bias", ".output_mask", "tp.weight", "_w3j_", "equivariant_nonlin", "atomic_numbers")
@@ -121,10 +120,9 @@ def _layers(model: NequIP) -> list[Any]:
 def _radial_order(conv: Convolution) -> Tensor:
     """The original's column for each of our columns of the last radial map; it goes by block, l2, l3."""
     ours = [
-        (number, path.l_edge, path.l_out, channel)
-        for number, (paths, block) in enumerate(zip(conv.paths, conv.sending, strict=True))
-        for path in paths
-        for channel in range(block.channels)
+        (path.source, path.l_edge, path.l_out, channel)
+        for path in conv.convolution.paths
+        for channel in range(conv.sending[path.source].mul)
     ]
     place = {key: column for column, key in enumerate(sorted(ours))}
     return torch.tensor([place[key] for key in ours])
@@ -153,7 +151,7 @@ def _pairs(model: NequIP, params: dict[str, Tensor]) -> list[tuple[Tensor, Tenso
         conv, theirs = layer.conv, f"layer{t}_convnet.conv"
         mixing = _cut(
             params.pop(f"{theirs}.linear_1.weight"),
-            [(b.channels, b.channels) for b in conv.irreps],
+            [(b.mul, b.mul) for b in conv.irreps],
             f"{theirs}.linear_1",
         )
         used = [w for w, block in zip(mixing, conv.irreps, strict=True) if block in conv.sending]
@@ -208,9 +206,9 @@ def _sample(record: Record, numbers: list[int]) -> Data:
     return sample
 
 
-def _channels_first(flat: Tensor, irreps: tuple[Irrep, ...]) -> Tensor:
-    """Features in the original's layout: within a block, channels before components."""
-    return torch.cat([block.mT.flatten(1) for block in split_irreps(flat, irreps)], dim=1)
+def _channels_first(blocks: Sequence[Tensor]) -> Tensor:
+    """Features in the original's layout: block after block, within each channels before components."""
+    return torch.cat([block.mT.flatten(1) for block in blocks], dim=1)
 
 
 def _watch(model: NequIP, found: dict[str, Tensor]) -> None:
@@ -219,22 +217,28 @@ def _watch(model: NequIP, found: dict[str, Tensor]) -> None:
     def keep(module: nn.Module, pick: Any) -> None:
         module.register_forward_hook(lambda _, given, out: found.update(pick(given, out)))
 
-    keep(model.layers[0], lambda given, _: {"type_embed.node_attrs": given[0]})
-    keep(model.couplings, lambda given, _: {"spharm.edge_attrs": given[0]})
+    keep(model.layers[0], lambda given, _: {"type_embed.node_attrs": given[0][0][:, 0]})
+    keep(model.layers[0], lambda given, _: {"spharm.edge_attrs": given[2].of_edges()})
     keep(model.basis, lambda _, out: {"edge_norm.normed_edge_lengths": out[0], "factor.edge_embedding": out[1]})
     for t, layer in enumerate(_layers(model)):
-        name, before, after = f"layer{t}_convnet", layer.conv.out, layer.irreps
-        keep(layer.conv, lambda _, out, n=name, i=before: {f"{n}.conv.node_features": _channels_first(out, i)})
-        keep(layer, lambda _, out, n=name, i=after: {f"{n}.node_features": _channels_first(out, i)})
+        name = f"layer{t}_convnet"
+        keep(layer.conv, lambda _, out, n=name: {f"{n}.conv.node_features": _channels_first(out)})
+        keep(layer, lambda _, out, n=name: {f"{n}.node_features": _channels_first(out)})
     keep(model.readout, lambda _, out: {"per_atom_energy_readout.atomic_energy": out})
     keep(model.scale_shift, lambda _, out: {"per_type_energy_scale_shift.atomic_energy": out})
 
 
-def replay(record: Record) -> dict[str, Tensor]:
-    """Every output of the record, computed by our model."""
+def model_of(record: Record) -> NequIP:
+    """Our model with the original's arguments and weights, in the dtype of the record."""
     params = _parameters(record)
     model = _build(record, params)
     _load(model, params)
+    return model
+
+
+def replay(record: Record) -> dict[str, Tensor]:
+    """Every output of the record, computed by our model."""
+    model = model_of(record)
     found: dict[str, Tensor] = {}
     _watch(model, found)
     sample = _sample(record, model.species.numbers)

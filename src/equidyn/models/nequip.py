@@ -13,6 +13,8 @@ of the data (eV). Forces and stress are derivatives: `equidyn.ops.derivatives.Wi
 Differences from the original: coincident atoms have finite forces, a frame without a volume zero stress instead of NaN;
 the self-connection is one matrix per kind of atom, contracted from the original's weights (the same numbers, less
 work); the radial weights of a layer come in another order.
+
+Features are lists of blocks [N, 2 l + 1, C], one per irrep, channels last; m runs from -l to l in the basis of e3nn.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -30,20 +31,23 @@ from torch_geometric.data import Data
 
 from equidyn.core.catalogue import Citation, Entry
 from equidyn.core.errors import InputError
+from equidyn.ops.activations import activate
+from equidyn.ops.coupling import degrees
 from equidyn.ops.cutoff import polynomial_envelope
 from equidyn.ops.derivatives import graph_of_nodes
 from equidyn.ops.edges import EdgeCache, Edges
-from equidyn.ops.linear import linear
+from equidyn.ops.mix import Mix
 from equidyn.ops.precision import Double
+from equidyn.ops.radial import RadialNet, length
+from equidyn.ops.repulsion import Repulsion, Screening
 from equidyn.ops.so3 import spherical_harmonics
-from equidyn.ops.species import PerSpecies, Species
-from equidyn.ops.tensor_product import Couplings, Fan, Irrep, convolve, paths_from, split_irreps
+from equidyn.ops.species import Kinds, PerSpecies, Species
+from equidyn.ops.steerable import Block, Blocks, harmonic_parity
+from equidyn.ops.steerable_convolution import Neighbourhood, Path, SteerableConvolution
 
-# Activations scaled to unit second moment under a normal distribution (the constants of e3nn).
-_SILU, _TANH = 1.6791767923989418, 1.5937334472592695
 # Coulomb constant e^2 / (4 pi epsilon_0) in eV Å and in kcal/mol Å.
 _COULOMB = {"metal": 14.399645, "real": 332.06371}
-_ZBL = ((0.02817, 0.20162), (0.28022, 0.40290), (0.50986, 0.94229), (0.18175, 3.19980))
+_ZBL = Screening(0.23, 0.46850, ((0.02817, 0.20162), (0.28022, 0.40290), (0.50986, 0.94229), (0.18175, 3.19980)))
 # Atoms closer than this (Å) count as coincident: their direction is undefined and left out.
 _COINCIDENT = 1e-6
 
@@ -87,32 +91,6 @@ class NequIPOptions:
     trainable_shift: bool = False
 
 
-class _MLP(nn.Module):
-    """Linear maps without bias and SiLU between; weights [in, out] of unit variance, scaled where they are used."""
-
-    def __init__(self, *widths: int) -> None:
-        super().__init__()
-        bound = math.sqrt(3)
-        self.weights = nn.ParameterList(torch.empty(a, b).uniform_(-bound, bound) for a, b in pairwise(widths))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for k, weight in enumerate(self.weights):
-            gain = math.sqrt((2 if k else 1) / weight.shape[0])
-            x = linear(F.silu(x) if k else x, (gain * weight).t())
-        return x
-
-
-class _IrrepLinear(nn.Module):
-    """One linear map of the channels for each irrep; weights [in, out] of unit variance, as above."""
-
-    def __init__(self, channels: Sequence[tuple[int, int]]) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(torch.randn(a, b) for a, b in channels)
-
-    def forward(self, blocks: Sequence[Tensor]) -> list[Tensor]:
-        return [linear(x, (w * w.shape[0] ** -0.5).t()) for x, w in zip(blocks, self.weights, strict=True)]
-
-
 class RadialBasis(Double):
     """Distances in units of the cutoff, and the radial functions of an edge: Bessel functions under an envelope."""
 
@@ -132,24 +110,6 @@ class RadialBasis(Double):
         return x, bessel * polynomial_envelope(x, self.envelope)
 
 
-class ZBL(Double):
-    """The screened Coulomb repulsion of two nuclei; half of it for each of the two directed edges."""
-
-    charge: Tensor
-
-    def __init__(self, numbers: Sequence[int], units: str) -> None:
-        super().__init__()
-        self.coulomb = _COULOMB[units]
-        self.register_buffer("charge", torch.tensor(numbers, dtype=torch.float64))
-
-    def forward(self, length: Tensor, x: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
-        """From lengths [E, 1], lengths over the cutoff [E, 1], and species at both ends [E]: energies [E, 1]."""
-        a, b = self.charge[receiver, None], self.charge[sender, None]
-        q = length * (a**0.23 + b**0.23) / 0.46850
-        screening = torch.stack([c * torch.exp(-k * q) for c, k in _ZBL]).sum(0)
-        return 0.5 * self.coulomb * a * b / length * screening * polynomial_envelope(x, 6)
-
-
 class ScaleShift(Double):
     """E_i = shift + scale times output, by species."""
 
@@ -163,51 +123,50 @@ class ScaleShift(Double):
         return self.shift[species] + self.scale[species] * value.double()
 
 
-class Kinds(NamedTuple):
-    """Atoms sorted by kind, a kind being a species in a graph with certain graph fields.
+class Atoms(NamedTuple):
+    """What the layers know of the atoms.
 
     Attributes:
-        attributes: [K, F] what the layers see of each kind.
-        order: [N] atoms sorted by kind.
-        inverse: [N] where each atom is in `order`.
-        counts: atoms of each kind.
+        kinds: atoms by kind, a kind being a species in a graph with certain graph fields.
+        attributes: [K, F] what describes each kind.
+        norm: [N, 1, 1] one over the root of the mean number of neighbours.
     """
 
+    kinds: Kinds
     attributes: Tensor
-    order: Tensor
-    inverse: Tensor
-    counts: list[int]
-
-    @staticmethod
-    def sort(attributes: Tensor, kind: Tensor) -> Kinds:
-        """From attributes [N, F] and numbers of kinds [N]."""
-        _, member, counts = torch.unique(kind, return_inverse=True, return_counts=True)
-        order = torch.argsort(member, stable=True)
-        first = order[counts.cumsum(0) - counts]
-        return Kinds(attributes[first], order, torch.argsort(order), counts.tolist())
+    norm: Tensor
 
 
 class SelfConnection(nn.Module):
     """h_i times a matrix that depends on the kind of atom i, for each irrep of h that the output has too."""
 
-    def __init__(self, irreps: Sequence[Irrep], out: Sequence[Irrep], attribute_dim: int) -> None:
+    def __init__(self, irreps: Sequence[Block], out: Sequence[Block], attribute_dim: int) -> None:
         super().__init__()
         self.irreps, self.out = tuple(irreps), tuple(out)
-        targets = {b[:2]: b.channels for b in out}
-        self.kept = [n for n, a in enumerate(irreps) if a[:2] in targets]
-        shapes = [(a.channels, attribute_dim, targets[a[:2]]) for a in irreps if a[:2] in targets]
+        targets = {b.irrep: b.mul for b in out}
+        self.kept = [n for n, a in enumerate(irreps) if a.irrep in targets]
+        shapes = [(a.mul, attribute_dim, targets[a.irrep]) for a in irreps if a.irrep in targets]
         self.weights = nn.ParameterList(torch.randn(shape) for shape in shapes)
 
-    def forward(self, h: Tensor, kinds: Kinds) -> Tensor:
-        """From [N, width] to [N, width of the output]."""
-        blocks = split_irreps(h.index_select(0, kinds.order), self.irreps)
+    def forward(self, h: Blocks, atoms: Atoms) -> Blocks:
+        """Blocks of the input to those of the output."""
         found = {}
         for n, weight in zip(self.kept, self.weights, strict=True):
-            matrices = torch.einsum("kf,afb->kab", kinds.attributes, weight) * math.prod(weight.shape[:2]) ** -0.5
-            parts = zip(blocks[n].split(kinds.counts), matrices, strict=True)
-            found[self.irreps[n][:2]] = torch.cat([part @ matrix for part, matrix in parts]).flatten(1)
-        sums = [found[b[:2]] if b[:2] in found else h.new_zeros(len(h), b.width) for b in self.out]
-        return torch.cat(sums, dim=1).index_select(0, kinds.inverse)
+            matrices = torch.einsum("kf,afb->kab", atoms.attributes, weight) * math.prod(weight.shape[:2]) ** -0.5
+            product = atoms.kinds.times(h[n].index_select(0, atoms.kinds.order), matrices)
+            found[self.irreps[n].irrep] = product.index_select(0, atoms.kinds.inverse)
+        empty = h[0].new_zeros
+        return [found[b.irrep] if b.irrep in found else empty(len(h[0]), b.size, b.mul) for b in self.out]
+
+
+def paths_from(source: Block, targets: Sequence[Block], l_max: int) -> list[tuple[int, int, int]]:
+    """(l3, l2, number of the target) of all couplings of a block with harmonics up to l_max to blocks of an output."""
+    paths = [
+        (target.l, l2, number)
+        for number, target in enumerate(targets)
+        for l2 in degrees(source.irrep, l_max, target.irrep)
+    ]
+    return sorted(paths, key=lambda path: (path[0], path[1] % 2, path[1]))
 
 
 class Convolution(nn.Module):
@@ -222,42 +181,32 @@ class Convolution(nn.Module):
     """
 
     def __init__(
-        self, irreps: Sequence[Irrep], out: Sequence[Irrep], l_max: int, radial: Sequence[int], attribute_dim: int
+        self, irreps: Sequence[Block], out: Sequence[Block], l_max: int, radial: Sequence[int], attribute_dim: int
     ) -> None:
         super().__init__()
         self.irreps, self.out = tuple(irreps), tuple(out)
-        paths = [paths_from(block, out, l_max) for block in irreps]
         # A last layer, with scalars alone in its output, has no use for some blocks.
-        self.sending = tuple(block for block, ways in zip(irreps, paths, strict=True) if ways)
-        self.paths = [ways for ways in paths if ways]
-        self.fans = [Fan(b.degree, tuple(p[1:] for p in w)) for b, w in zip(self.sending, self.paths, strict=True)]
-        self.widths = [len(ways) * block.channels for ways, block in zip(self.paths, self.sending, strict=True)]
-        self.radial = _MLP(*radial, sum(self.widths))
-        self.mix_in = _IrrepLinear([(block.channels, block.channels) for block in self.sending])
-        arriving = [0] * len(out)
-        for ways, block in zip(self.paths, self.sending, strict=True):
-            for path in ways:
-                arriving[path.target] += block.channels
-        self.mix_out = _IrrepLinear([(width, b.channels) for width, b in zip(arriving, out, strict=True)])
+        self.sending = tuple(block for block in irreps if paths_from(block, out, l_max))
+        paths = [
+            Path(n, l2, l3, target)
+            for n, block in enumerate(self.sending)
+            for l3, l2, target in paths_from(block, out, l_max)
+        ]
+        self.convolution = SteerableConvolution([(block.l, block.mul) for block in self.sending], paths)
+        self.radial = RadialNet([*radial, self.convolution.weight_size], math.sqrt(2), normal=False)
+        channels = [block.mul for block in self.sending]
+        self.mix_in = Mix(channels, channels)
+        self.mix_out = Mix(self.convolution.out_channels, [block.mul for block in out])
         self.self_connection = SelfConnection(irreps, out, attribute_dim) if attribute_dim else None
 
-    def forward(
-        self, h: Tensor, couplings: dict[Fan, Tensor], basis: Tensor, edges: Edges, norm: Tensor, kinds: Kinds
-    ) -> Tensor:
-        """From features [N, width of irreps] to [N, width of out]; `norm` [N, 1] is one over sqrt(mean neighbours)."""
-        blocks = zip(self.irreps, split_irreps(h, self.irreps), strict=True)
-        mixed = self.mix_in([x for block, x in blocks if block in self.sending])
-        mixed_rows = torch.cat([x.flatten(1) for x in mixed], dim=1) * norm
-        sent = split_irreps(edges.from_senders(mixed_rows), self.sending)
-        weights = self.radial(basis).split(self.widths, dim=1)
-        arrived: list[list[Tensor]] = [[] for _ in self.out]
-        for features, weight, fan, paths in zip(sent, weights, self.fans, self.paths, strict=True):
-            sums = convolve(features, couplings[fan], weight, edges, fan)
-            for path, total in zip(paths, sums, strict=True):
-                arrived[path.target].append(total)
-        result = self.mix_out([torch.cat(parts, dim=-1) for parts in arrived])
-        flat = torch.cat([x.flatten(1) for x in result], dim=1)
-        return flat if self.self_connection is None else flat + self.self_connection(h, kinds)
+    def forward(self, h: Blocks, basis: Tensor, near: Neighbourhood, atoms: Atoms) -> Blocks:
+        """Blocks of `irreps` to blocks of `out`; `basis` as `near` spreads it."""
+        mixed = self.mix_in([x for block, x in zip(self.irreps, h, strict=True) if block in self.sending])
+        arrived = self.convolution([x * atoms.norm for x in mixed], basis, self.radial, near)
+        result = self.mix_out(arrived)
+        if self.self_connection is None:
+            return result
+        return [a + b for a, b in zip(result, self.self_connection(h, atoms), strict=True)]
 
 
 class Layer(nn.Module):
@@ -272,40 +221,38 @@ class Layer(nn.Module):
     """
 
     def __init__(
-        self, irreps: Sequence[Irrep], hidden: Sequence[Irrep], l_max: int, attribute_dim: int, options: NequIPOptions
+        self, irreps: Sequence[Block], hidden: Sequence[Block], l_max: int, attribute_dim: int, options: NequIPOptions
     ) -> None:
         super().__init__()
         kept = [b for b in hidden if any(paths_from(a, [b], l_max) for a in irreps)]
         self.irreps = tuple(kept)  # of the output
-        self.gated = tuple(b for b in kept if b.degree) if options.nonlinearity == "gate" else ()
-        gates = sum(b.channels for b in self.gated)
-        before = [b._replace(channels=b.channels + gates) if b[:2] == (0, 1) else b for b in kept]
-        out = sorted(before, key=lambda b: b[:2])
-        radial = (options.num_bessel, *options.radial)
-        self.conv = Convolution(irreps, out, l_max, radial, attribute_dim)
+        self.gated = tuple(b for b in kept if b.l) if options.nonlinearity == "gate" else ()
+        gates = sum(b.mul for b in self.gated)
+        before = [Block(b.l, b.p, b.mul + gates) if b.scalar else b for b in kept]
+        out = sorted(before, key=lambda b: b.irrep)
+        self.conv = Convolution(irreps, out, l_max, (options.num_bessel, *options.radial), attribute_dim)
         self.norm_only = options.nonlinearity == "norm"
         self.residual = options.residual and tuple(irreps) == self.irreps
 
-    def forward(self, h: Tensor, *rest: object) -> Tensor:
-        """From features [N, width] to [N, width of `irreps`]; the rest as for `Convolution`."""
-        blocks = split_irreps(self.conv(h, *rest), self.conv.out)
-        found = dict(zip((b[:2] for b in self.conv.out), blocks, strict=True))
-        parts = self._norm(found) if self.norm_only else self._gate(found)
-        out = torch.cat([part.flatten(1) for part in parts], dim=1)
-        return h + out if self.residual else out
+    def forward(self, h: Blocks, basis: Tensor, near: Neighbourhood, atoms: Atoms) -> Blocks:
+        """Blocks of the input to blocks of `irreps`; the rest as for `Convolution`."""
+        blocks = self.conv(h, basis, near, atoms)
+        found = dict(zip((b.irrep for b in self.conv.out), blocks, strict=True))
+        out = self._norm(found) if self.norm_only else self._gate(found)
+        return [a + b for a, b in zip(h, out, strict=True)] if self.residual else out
 
-    def _gate(self, x: dict[tuple[int, int], Tensor]) -> list[Tensor]:
+    def _gate(self, x: dict[tuple[int, int], Tensor]) -> Blocks:
         """Scalars through SiLU (even) or tanh (odd, which keeps them odd); the others times gates, even scalars too."""
-        channels = [b.channels for b in self.gated]
-        even = _SILU * F.silu(x[0, 1])
+        channels = [b.mul for b in self.gated]
+        even = activate("silu", x[0, 1])
         scalars, *gates = even.split([even.shape[-1] - sum(channels), *channels], dim=-1)
-        odd = [_TANH * torch.tanh(x[0, -1])] if (0, -1) in x else []
-        return [scalars, *odd, *(x[b[:2]] * gate for b, gate in zip(self.gated, gates, strict=True))]
+        odd = [activate("tanh", x[0, -1])] if (0, -1) in x else []
+        return [scalars, *odd, *(x[b.irrep] * gate for b, gate in zip(self.gated, gates, strict=True))]
 
-    def _norm(self, x: dict[tuple[int, int], Tensor]) -> list[Tensor]:
+    def _norm(self, x: dict[tuple[int, int], Tensor]) -> Blocks:
         """Each irrep keeps its direction, its norm goes through SiLU."""
         norms = {key: value.square().sum(1, keepdim=True).clamp(min=1e-16).sqrt() for key, value in x.items()}
-        return [x[b[:2]] * torch.sigmoid(norms[b[:2]]) for b in self.irreps]  # silu(n) / n
+        return [x[b.irrep] * torch.sigmoid(norms[b.irrep]) for b in self.irreps]  # silu(n) / n
 
 
 class NequIP(nn.Module):
@@ -343,9 +290,9 @@ class NequIP(nn.Module):
         options: NequIPOptions = NequIPOptions(),
     ) -> None:
         super().__init__()
-        self.options, self.l_max = options, l_max
+        self.options, self.l_max, self.cutoff = options, l_max, cutoff
         self.species = Species(species)
-        self.cutoff, self.elements = cutoff, tuple(self.species.numbers)
+        self.elements = tuple(self.species.numbers)
         neighbors = self.species.values(mean_neighbors, "mean_neighbors")
         if num_layers < 1 or not bool((neighbors > 0).all()):
             got = f"num_layers {num_layers}, mean_neighbors {mean_neighbors}"
@@ -355,12 +302,12 @@ class NequIP(nn.Module):
         self.basis = RadialBasis(cutoff, self.species.pair_cutoffs(cutoff, options.pair_cutoffs), options)
 
         hidden = _hidden_irreps(l_max, num_features, parity)
-        type_dim = options.type_dim or hidden[0].channels
+        type_dim = options.type_dim or hidden[0].mul
         self.type_embedding = nn.Parameter(torch.randn(len(species), type_dim))
         fields = options.graph_fields.items()
         self.field_embeddings = nn.ParameterDict({k: torch.randn(high - low + 1, d) for k, (low, high, d) in fields})
         width = type_dim + sum(d for _, (_, _, d) in fields)
-        irreps: Sequence[Irrep] = [Irrep(0, 1, width)]
+        irreps: Sequence[Block] = [Block(0, 1, width)]
         layers = []
         for t in range(num_layers):
             wanted = hidden if t < num_layers - 1 else hidden[:1]
@@ -368,11 +315,10 @@ class NequIP(nn.Module):
             layers.append(Layer(irreps, wanted, l_max, attributes, options))
             irreps = layers[-1].irreps
         self.layers = nn.ModuleList(layers)
-        self.couplings = Couplings((fan for layer in layers for fan in layer.conv.fans), l_max)
-        self.readout = _MLP(irreps[0].channels, *options.readout, 1)
+        self.readout = RadialNet([irreps[0].mul, *options.readout, 1], math.sqrt(2), normal=False)
         per_species = (self.species.values(scale, "scale"), self.species.values(shift, "shift"))
         self.scale_shift = ScaleShift(*per_species, options)
-        self.zbl = None if options.zbl == "none" else ZBL(self.species.numbers, options.zbl)
+        self.zbl = Repulsion(self.elements, _COULOMB[options.zbl], _ZBL) if options.zbl != "none" else None
         self._edges = EdgeCache()
 
     def forward(self, sample: Data) -> dict[str, Tensor]:
@@ -383,22 +329,25 @@ class NequIP(nn.Module):
         edges = self._edges(sample.edge_index, species.shape[0], dtype, copies=1)
         receiver, sender = species[edges.receivers.node], species[edges.senders.node]
 
-        length, unit = _geometry(sample, edges)
-        x, basis = self.basis(length, receiver * len(self.species) + sender)
-        couplings = self.couplings(spherical_harmonics(unit, self.l_max).to(dtype))
+        r, unit = _geometry(sample, edges)
+        x, basis = self.basis(r, receiver * len(self.species) + sender)
+        near = Neighbourhood.build(edges, spherical_harmonics(unit, self.l_max).to(dtype))
+        basis = near.spread(basis.to(dtype))
 
         h, kinds = self._embed(sample, species, batch)
-        norm = self.norm[species].to(dtype)
+        first = torch.tensor(kinds.counts, device=h.device).cumsum(0) - 1
+        atoms = Atoms(kinds, h[kinds.order[first]], self.norm[species].to(dtype)[:, None])
+        blocks = [h[:, None]]
         for layer in self.layers:
-            h = layer(h, couplings, basis.to(dtype), edges, norm, kinds)
-        energy = self.scale_shift(self.readout(h).squeeze(-1), species)
+            blocks = layer(blocks, basis, near, atoms)
+        energy = self.scale_shift(self.readout(blocks[0][:, 0]).squeeze(-1), species)
         if self.zbl is not None:
-            energy = energy + edges.sum(self.zbl(length, x, receiver, sender)).squeeze(-1)
+            energy = energy + edges.sum(self.zbl(r, receiver, sender) * polynomial_envelope(x, 6)).squeeze(-1)
         total = energy.new_zeros(graphs).index_add(0, batch, energy)
         return {"energy": total, "atom_energy": energy}
 
     def _embed(self, sample: Data, species: Tensor, batch: Tensor) -> tuple[Tensor, Kinds]:
-        """Features of the atoms before the first layer, [N, F], which all layers see too; and the atoms by kind."""
+        """What describes each atom, [N, F]: the features before the first layer; and the atoms by kind."""
         parts, kind = [F.embedding(species, self.type_embedding)], species
         for name, (low, high, _) in self.options.graph_fields.items():
             value = sample.get(name)
@@ -408,8 +357,7 @@ class NequIP(nn.Module):
             index = value.flatten().long()[batch] - low
             parts.append(F.embedding(index, self.field_embeddings[name]))
             kind = kind * (high - low + 1) + index
-        h = torch.cat(parts, dim=1)
-        return h, Kinds.sort(h, kind)
+        return torch.cat(parts, dim=1), Kinds.sort(kind)
 
 
 def _geometry(sample: Data, edges: Edges) -> tuple[Tensor, Tensor]:
@@ -418,17 +366,17 @@ def _geometry(sample: Data, edges: Edges) -> tuple[Tensor, Tensor]:
     r = edges.from_senders(pos) - edges.from_receivers(pos)
     if sample.get("edge_shift") is not None:
         r = r + sample.edge_shift.double()
-    length = r.square().sum(-1, keepdim=True).clamp(min=_COINCIDENT**2).sqrt()
-    return length, torch.where(length > _COINCIDENT, r / length, 0.0)
+    distance = length(r, _COINCIDENT)
+    return distance, torch.where(distance > _COINCIDENT, r / distance, 0.0)
 
 
-def _hidden_irreps(l_max: int, num_features: int | Sequence[int], parity: bool) -> list[Irrep]:
+def _hidden_irreps(l_max: int, num_features: int | Sequence[int], parity: bool) -> list[Block]:
     """Degrees ascending; at each, even before odd."""
     channels = [num_features] * (l_max + 1) if isinstance(num_features, int) else list(num_features)
     if l_max < 0 or len(channels) != l_max + 1 or channels[0] < 1:
         raise InputError("num_features", where="NequIP", expected=f"{l_max + 1} numbers", got=num_features)
-    both = [Irrep(d, p, c) for d, c in enumerate(channels) for p in (1, -1) if c]
-    return [b for b in both if parity or b.parity == (-1) ** b.degree]
+    both = [Block(d, p, c) for d, c in enumerate(channels) for p in (1, -1) if c]
+    return [b for b in both if parity or b.p == harmonic_parity(b.l)]
 
 
 ENTRY = Entry(

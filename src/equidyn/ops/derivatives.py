@@ -12,6 +12,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
@@ -51,7 +52,7 @@ class WithForces(nn.Module):
         create_graph = self.training if self.create_graph is None else self.create_graph
         with torch.enable_grad():
             moved, leaves = _movable(sample, strained=self.stress)
-            out = dict(self.model(moved))
+            out = dict(self.model(moved) if create_graph else _with_fixed_weights(self.model, moved))
             if "energy" not in out:
                 raise InputError("a model without an energy", where="WithForces", expected="energy", got=sorted(out))
             gradients = _gradients(out["energy"], leaves, create_graph)
@@ -62,6 +63,12 @@ class WithForces(nn.Module):
             volume = torch.linalg.det(sample.cell.detach()).abs()[:, None, None]
             out["stress"] = torch.where(volume > 0, gradients[1] / torch.where(volume > 0, volume, 1.0), 0.0)
         return out if create_graph else {name: value.detach() for name, value in out.items()}
+
+
+def _with_fixed_weights(model: nn.Module, sample: Data) -> dict[str, Tensor]:
+    """The outputs, that cannot be differentiated by the weights: nothing is kept or computed for that."""
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return functional_call(model, weights, (sample,))
 
 
 def _movable(sample: Data, strained: bool) -> tuple[Data, list[Tensor]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ EDGES_AT_ONCE = 1 << 18
 
 _ENVELOPE = 6  # exponent of the smooth cutoff, the usual one
 
+if TYPE_CHECKING:
+    from equidyn.ops.slots import Slots
+
 
 class Ends(NamedTuple):
     """One end of every edge (all receivers, or all senders).
@@ -41,6 +44,12 @@ class Ends(NamedTuple):
     node: Tensor
     order: Tensor
     offsets: Tensor
+
+    @staticmethod
+    def of(node: Tensor, num_nodes: int) -> Ends:
+        """From the node [E] at that end of each edge."""
+        count = torch.bincount(node, minlength=num_nodes)
+        return Ends(node, torch.argsort(node, stable=True), count.cumsum(0) - count)
 
 
 def _gather(h: Tensor, node: Tensor) -> Tensor:
@@ -103,11 +112,6 @@ def collect(m: Tensor, ends: Ends) -> Tensor:
     return _Collect.apply(m, *ends)
 
 
-def _ends(node: Tensor, num_nodes: int) -> Ends:
-    count = torch.bincount(node, minlength=num_nodes)
-    return Ends(node, torch.argsort(node, stable=True), count.cumsum(0) - count)
-
-
 @dataclass(frozen=True)
 class Edges:
     """The edges of a batch, with what is needed to send and sum along them.
@@ -143,7 +147,14 @@ class Edges:
         total = num_nodes * copies
         degree = torch.bincount(receive, minlength=total).clamp(min=1)
         pairs = torch.stack([2 * receive, 2 * send + 1], dim=1).flatten()
-        return Edges(_ends(receive, total), _ends(send, total), degree.to(dtype).reciprocal()[:, None], pairs)
+        return Edges(Ends.of(receive, total), Ends.of(send, total), degree.to(dtype).reciprocal()[:, None], pairs)
+
+    @cached_property
+    def slots(self) -> Slots:
+        """The edges in rows of equal length, for sums that are matrix products."""
+        from equidyn.ops.slots import Slots  # which stands on this file
+
+        return Slots.build(self)
 
     @property
     def many(self) -> bool:
@@ -158,7 +169,7 @@ class Edges:
             receive, send = self.receivers.node[index], self.senders.node[index]
             pairs = torch.stack([2 * receive, 2 * send + 1], dim=1).flatten()
             shift, weight = (None if t is None else t[index % len(t)] for t in (self.shift, self.weight))
-            edges = Edges(_ends(receive, nodes), _ends(send, nodes), self.inverse_degree, pairs, shift, weight)
+            edges = Edges(Ends.of(receive, nodes), Ends.of(send, nodes), self.inverse_degree, pairs, shift, weight)
             found.append((edges, index))
         return found
 

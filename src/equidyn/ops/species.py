@@ -1,8 +1,9 @@
-"""The elements that a model knows, and numbers that belong to them."""
+"""The elements that a model knows, numbers and matrices that belong to them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from ase.data import atomic_numbers
@@ -85,3 +86,30 @@ class Species(nn.Module):
                     raise InputError("pair cutoff", where=f"{receiver}-{sender}", expected=expected, got=value)
                 table[self.symbols.index(receiver), self.symbols.index(sender)] = value
         return table
+
+
+class Kinds(NamedTuple):
+    """Atoms sorted by kind, so that what depends on the kind is a few matrix products.
+
+    Attributes:
+        order: [N] atoms sorted by kind.
+        inverse: [N] place of each atom in `order`.
+        present: numbers of the kinds that occur, rising.
+        counts: atoms of each of them.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    present: Tensor
+    counts: list[int]
+
+    @staticmethod
+    def sort(kind: Tensor) -> Kinds:
+        """From the number of the kind of each atom [N]."""
+        present, counts = torch.unique(kind, return_counts=True)
+        order = torch.argsort(kind, stable=True)
+        return Kinds(order, torch.argsort(order), present, counts.tolist())
+
+    def times(self, x: Tensor, matrices: Tensor) -> Tensor:
+        """Sorted rows times the matrix of their kind: [N, M, C] and [present kinds, C, C'] to [N, M, C']."""
+        return torch.cat([part @ matrix for part, matrix in zip(x.split(self.counts), matrices.unbind(), strict=True)])

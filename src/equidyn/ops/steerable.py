@@ -6,6 +6,7 @@ matrix product. e3nn has all irreps in one row [R, D] and each as [mul, 2 l + 1]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -97,13 +98,18 @@ class Layout:
 
     def split(self, rows: Tensor) -> Blocks:
         """The inverse of `join`."""
-        parts = rows.split([block.size * block.mul for block in self.blocks], dim=1)
-        return [part.unflatten(1, (b.size, b.mul)) for part, b in zip(parts, self.blocks, strict=True)]
+        return split(rows, self.blocks)
 
 
 def join(blocks: Blocks) -> Tensor:
     """Blocks side by side: rows [R, D]."""
     return torch.cat([block.flatten(1) for block in blocks], dim=1)
+
+
+def split(rows: Tensor, blocks: Sequence[Block]) -> Blocks:
+    """The inverse of `join`."""
+    parts = rows.split([block.size * block.mul for block in blocks], dim=1)
+    return [part.unflatten(1, (block.size, block.mul)) for part, block in zip(parts, blocks, strict=True)]
 
 
 def harmonic_parity(l: int) -> int:  # noqa: E741

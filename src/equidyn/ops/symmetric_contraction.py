@@ -17,15 +17,12 @@ from math import sqrt
 
 import numpy as np
 import torch
-from e3nn.o3 import wigner_3j
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equidyn.core.errors import InputError
 from equidyn.ops.constant import Constant
-
-Blocks = list[tuple[int, int, int]]
-"""Rows of each species that is present: (species, start, stop); rows are sorted by species."""
+from equidyn.ops.so3 import wigner_3j
 
 MAX_DEGREE = 4
 
@@ -86,7 +83,7 @@ def _polynomials(lmax: int, degree: int, reach: int) -> dict[tuple[int, int], ND
     for (l1, p1), first in sorted(smaller.items()):
         for l2 in range(lmax + 1):
             for l3 in range(abs(l1 - l2), min(l1 + l2, reach) + 1):
-                w3j = sqrt(2 * l3 + 1) * wigner_3j(l1, l2, l3, dtype=torch.float64).numpy()
+                w3j = sqrt(2 * l3 + 1) * wigner_3j(l1, l2, l3).numpy()
                 terms = np.einsum("pax,abc->bxpc", first, w3j)
                 out = np.zeros((len(target), len(first), 2 * l3 + 1))
                 np.add.at(out, times[l2 * l2 : (l2 + 1) ** 2], terms)
@@ -173,20 +170,18 @@ class SymmetricContraction(nn.Module):
             [(p.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2) for p, q in zip(parts, later, strict=True)], -1
         )
 
-    def forward(self, a: Tensor, blocks: Blocks) -> Tensor:
-        """[N, D, C], rows sorted by species, to [N, outputs, C]."""
+    def forward(self, a: Tensor, species: Tensor, counts: list[int]) -> Tensor:
+        """[N, D, C] to [N, outputs, C]; rows are sorted: `counts` of each species in `species`."""
         a = a.permute(2, 0, 1).contiguous()  # [C, N, D]
+        weights = self.weight.index_select(0, species).unbind()
+        out = [self._of_one(part, weight) for part, weight in zip(a.split(counts, dim=1), weights, strict=True)]
+        return torch.cat(out, dim=1).permute(1, 2, 0)
+
+    def _of_one(self, a: Tensor, weight: Tensor) -> Tensor:
+        """[C, N, D] with the weights [P, C] of one species to [C, N, outputs]."""
         pairs = self._pairs(a) if self.degree > 2 else None
         one = torch.ones_like(a[..., :1])
         right = torch.cat([one, *([a] if self.degree > 1 else []), *([] if pairs is None else [pairs])], dim=-1)
         left = torch.cat([a, pairs], dim=-1) if self.degree > 3 and pairs is not None else a
-        out = [
-            self._contract(left[:, start:stop], right[:, start:stop], self.weight[species])
-            for species, start, stop in blocks
-        ]
-        return torch.cat(out, dim=1).permute(1, 2, 0)
-
-    def _contract(self, left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
-        """[C, N, G] and [C, N, F] with weights [P, C] of one species to [C, N, outputs]."""
         kernel = (weight.T @ self.basis.like(weight)).unflatten(1, (right.shape[-1], -1))
         return (torch.bmm(right, kernel).unflatten(2, (-1, self.outputs)) * left.unsqueeze(-1)).sum(2)
