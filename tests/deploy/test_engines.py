@@ -100,6 +100,8 @@ def test_openmm_some_particles(potential):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_lammps(run, ranks, tmp_path):
     """100 steps at constant energy; forces, energy and pressure against ASE, on one rank and on two."""
+    import equidyn.deploy.lammps  # noqa: F401, which makes the MPI library known
+
     available("lammps").lammps(cmdargs=["-screen", "none", "-log", "none"]).close()
     command = [sys.executable, str(HERE / "lammps_script.py"), str(run), str(tmp_path / "out.npz")]
     if ranks > 1:

