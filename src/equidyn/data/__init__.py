@@ -2,8 +2,9 @@
 
 from equidyn.data.mocap import Mocap
 from equidyn.data.nbody import NBody
+from equidyn.data.structures import Structures
 
-DATASETS = {"mocap": Mocap, "nbody": NBody}
+DATASETS = {"mocap": Mocap, "nbody": NBody, "structures": Structures}
 """What a recipe can name under `data.dataset`."""
 
-__all__ = ["DATASETS", "Mocap", "NBody"]
+__all__ = ["DATASETS", "Mocap", "NBody", "Structures"]
