@@ -16,6 +16,7 @@ leaves out and that `fitted` offers are taken from here, once, and stay with the
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +29,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from equidyn.core.errors import InputError
+from equidyn.core.errors import DataWarning, InputError
 from equidyn.data.frames import LABELS, Frame, read_frames, weighted
 from equidyn.data.references import References, Statistics, isolated_energies, least_squares, named_energies, statistics
-from equidyn.data.structure_checks import check_frame, check_set
+from equidyn.data.structure_checks import check_frame, findings, lone_atoms
+from equidyn.data.structure_store import StructureStore
 from equidyn.ops.neighbors import neighbor_list
 
 _STATISTICS_FROM = 10_000  # structures at most, evenly spread
@@ -79,7 +81,8 @@ class StructureDataset(Dataset):
     def sizes(self, kind: Literal["atoms", "edges"]) -> list[int]:
         """Atoms or edges of each structure."""
         if kind == "atoms":
-            return [len(frame) for frame in self.frames]
+            known = getattr(self.frames, "atom_counts", None)
+            return [len(frame) for frame in self.frames] if known is None else known.tolist()
         return [self.tensors(index)["edge_index"].shape[1] for index in range(len(self))]
 
 
@@ -236,6 +239,9 @@ class Structures:
             torch.bincount(part.tensors(i)["edge_index"][1], minlength=len(part.frames[i])).numpy() for i in chosen
         ]
         found = statistics([part.frames[i] for i in chosen], degrees, references)
+        if any((degree == 0).any() for degree in degrees):
+            for finding in lone_atoms([part.frames[i] for i in chosen], self.cutoff, self.path):
+                warnings.warn(DataWarning(finding), stacklevel=2)
         print_fit(references, found)
         shift = found.energy_mean if self.shift == "mean" else 0.0
         elements = sorted(references.energies)
@@ -271,7 +277,8 @@ class Structures:
         for name in ("train", "val"):
             if not len(parts[name]):
                 raise InputError(f"no {name} structures", where=self.path, expected="at least one", got=len(frames))
-        check_set(_some(parts["train"]), self.path)
+        for finding in findings(_some(parts["train"]), self.path):
+            warnings.warn(DataWarning(finding), stacklevel=2)
         known = {int(z) for frame in _some(parts["train"]) for z in np.unique(frame.numbers)}
         for name, part in parts.items():
             _refuse_new_elements(part if name != "train" else [], known, name)
@@ -281,8 +288,9 @@ class Structures:
         self._parts = {name: self._dataset(part) for name, part in parts.items()}
 
     def _dataset(self, frames: Sequence[Frame]) -> StructureDataset:
-        names = list(dict.fromkeys(frame.config_type for frame in frames)) if isinstance(frames, list) else []
-        return StructureDataset(frames, self.cutoff, cache=self.cache, names=names)
+        inside = isinstance(frames, list)  # in memory
+        names = list(dict.fromkeys(frame.config_type for frame in frames)) if inside else []
+        return StructureDataset(frames, self.cutoff, cache=self.cache and inside, names=names)
 
     def _read(self, path: str) -> Sequence[Frame]:
         """The structures of a file, checked, without isolated atoms (whose energies are kept)."""
@@ -299,8 +307,12 @@ class Structures:
             frames = [self._weighted(frame) for frame in kept]
             for frame in frames:
                 check_frame(frame)
-        elif self.head is not None:
-            raise InputError("data.head with an LMDB", where=path, expected="an LMDB of one head")
+        else:
+            if self.head is not None or self.config_weights:
+                where = "data.head or data.config_weights"
+                raise InputError("option for files in memory", where=where, expected="none with an LMDB", got=path)
+            if path == self.path and isinstance(frames, StructureStore):
+                self._atoms = named_energies(frames.isolated)
         self._files[path] = frames
         return frames
 
@@ -354,6 +366,12 @@ class _Chosen(Sequence):
 
     def __init__(self, frames: Sequence[Frame], which: Sequence[int]) -> None:
         self.frames, self.which = frames, which
+
+    @property
+    def atom_counts(self) -> Any:
+        """Atoms of each structure, where that is known without reading it."""
+        known = getattr(self.frames, "atom_counts", None)
+        return None if known is None else known[list(self.which)]
 
     def __len__(self) -> int:
         return len(self.which)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 
 from equidyn.core.errors import InputError
-from equidyn.report.runs import Run, read_runs
+from equidyn.report import potential
+from equidyn.report.potential import read_potential
+from equidyn.report.runs import read_run, read_runs, task_of
 from equidyn.report.sections import SECTIONS, page_title
 from equidyn.report.text import escape
 
@@ -31,9 +34,13 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     Raises:
         InputError: a folder is no finished run, a file in it is missing or corrupt, or `out` cannot be written.
     """
-    runs = read_runs(run_folders)
+    kinds = {task_of(Path(folder)) for folder in run_folders}
+    if len(kinds) > 1:
+        raise InputError("runs of different tasks on one page", expected="one task", got=", ".join(sorted(kinds)))
+    potentials = kinds == {"potential"}
+    runs = read_runs(run_folders, read_potential if potentials else read_run)
     with np.errstate(all="ignore"):  # a diverged run may hold anything; the page says so
-        page = _render(runs)
+        page = _render(runs, potential.SECTIONS if potentials else SECTIONS)
     out = Path(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -48,13 +55,13 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def _render(runs: Sequence[Run]) -> str:
+def _render(runs: Sequence[Any], sections: Sequence[Callable[[Any], str]]) -> str:
     charts, animation = _asset("charts.js"), _asset("animation.js")
     return Template(_asset("template.html")).substitute(
         title=escape(page_title(runs)),
         script_hashes=" ".join(map(_content_hash, (charts, animation))),
         style=_asset("style.css"),
-        body="\n".join(filter(None, (section(runs) for section in SECTIONS))),
+        body="\n".join(filter(None, (section(runs) for section in sections))),
         charts=charts,
         animation=animation,
     )
