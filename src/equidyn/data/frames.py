@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import ase.db
 import ase.io
 import numpy as np
 from ase import Atoms
@@ -106,7 +107,7 @@ def read_frames(path: str | Path, keys: Mapping[str, str] | None = None) -> Sequ
 def _read(path: Path, keys: Mapping[str, str]) -> Iterator[Frame]:
     number = 0
     try:
-        for atoms in ase.io.iread(path, index=":"):
+        for atoms in _rows(path) if path.suffix == ".db" else ase.io.iread(path, index=":"):
             yield from_atoms(atoms, keys, f"{path}, frame {number}")
             number += 1
     except InputError:
@@ -114,6 +115,13 @@ def _read(path: Path, keys: Mapping[str, str]) -> Iterator[Frame]:
     except Exception as error:  # ASE raises whatever its readers happen to run into
         got = f"{type(error).__name__}: {error}"
         raise InputError("unreadable structure", where=f"{path}, frame {number}", got=got[:200]) from None
+
+
+def _rows(path: Path) -> Iterator[Atoms]:
+    """An ASE data base with the key-value pairs of its rows, which `ase.io` leaves out."""
+    with ase.db.connect(path) as data:
+        for row in data.select():
+            yield row.toatoms(add_additional_information=True)
 
 
 def from_atoms(atoms: Atoms, keys: Mapping[str, str] | None = None, where: str = "a structure") -> Frame:

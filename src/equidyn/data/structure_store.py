@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,18 @@ def _lmdb() -> Any:
     return lmdb
 
 
+_opened: dict[tuple[str, int], Any] = {}
+
+
+def _environment(path: Path) -> Any:
+    """The LMDB, opened once in each process, which is all that LMDB allows."""
+    key = (str(path.resolve()), os.getpid())
+    if key not in _opened:
+        folder = path.is_dir()
+        _opened[key] = _lmdb().open(str(path), subdir=folder, readonly=True, lock=False, readahead=False)
+    return _opened[key]
+
+
 class StructureStore(Sequence):
     """The structures of an LMDB that `write_store` has written.
 
@@ -47,7 +60,7 @@ class StructureStore(Sequence):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self._open = Path(path), None
+        self.path = Path(path)
         content = self._get("meta")
         try:
             meta = json.loads(content or b"")
@@ -62,16 +75,10 @@ class StructureStore(Sequence):
     def _get(self, key: str) -> bytes | None:
         lmdb = _lmdb()
         try:
-            if self._open is None:
-                folder = self.path.is_dir()
-                self._open = lmdb.open(str(self.path), subdir=folder, readonly=True, lock=False, readahead=False)
-            with self._open.begin() as transaction:
+            with _environment(self.path).begin() as transaction:
                 return transaction.get(key.encode())
         except lmdb.Error as error:
             raise InputError("unreadable LMDB", where=self.path, got=error) from None
-
-    def __getstate__(self) -> dict[str, Any]:  # each process opens the file for itself
-        return self.__dict__ | {"_open": None}
 
     def __len__(self) -> int:
         return self.count

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
@@ -144,8 +144,8 @@ class Structures:
         split: JSON file with indices `train`, `val` and perhaps `test` into `path`, instead of shares.
         cutoff: largest distance of neighbours, Å; the `cutoff` of the model.
         reference: energies of the isolated atoms: "isolated" (single atoms of config type IsolatedAtom in `path`, or
-            those of the file `isolated`), "least_squares", "none", or energies by chemical symbol; "auto" takes isolated
-            atoms where there are any, else least squares.
+            those of the file `isolated`), "least_squares", "none", or energies by chemical symbol; "auto" takes
+            isolated atoms where there are any, else least squares.
         isolated: file with the isolated atoms.
         shift: energy added per atom by the model: "mean" (over the training structures, beyond the isolated atoms) or
             "none", for an isolated atom to keep its own energy.
@@ -206,14 +206,21 @@ class Structures:
             "validation": self._parts["val"]
         }
 
-    def references(self) -> References:
+    def references(self, elements: Sequence[int] = ()) -> References:
         """Energies of the isolated atoms, by the rule of the recipe.
+
+        Args:
+            elements: for which elements; those of the training structures if not given.
 
         Raises:
             InputError: an element without one, or an unknown rule.
         """
         train = self.part("train").frames
-        elements = sorted({int(z) for frame in _some(train) for z in np.unique(frame.numbers)})
+        present = sorted({int(z) for frame in _some(train) for z in np.unique(frame.numbers)})
+        if unknown := [chemical_symbols[z] for z in present if elements and z not in elements]:
+            expected = f"among {', '.join(chemical_symbols[z] for z in elements)}"
+            raise InputError("element that the model does not know", where=self.path, expected=expected, got=unknown)
+        elements = elements or present
         if isinstance(self.reference, Mapping):
             return _complete(References(named_energies(self.reference), "from the recipe"), elements, "data.reference")
         if self.reference not in ("auto", "isolated", "least_squares", "none"):
@@ -229,11 +236,21 @@ class Structures:
         if self.reference == "isolated":
             expected = "single atoms with config_type=IsolatedAtom, or data.isolated"
             raise InputError("no isolated atoms", where=self.path, expected=expected)
-        return References(least_squares(_some(train)), "least squares over the training energies")
+        found = References(least_squares(_some(train)), "least squares over the training energies")
+        return _complete(found, elements, "least squares over the training energies")
 
-    def fitted(self) -> dict[str, Any]:
-        """Values for arguments of models, by their names, from the training structures: `FITTED`."""
-        part, references = self.part("train"), self.references()
+    def fitted(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Values for arguments of models, by their names, from the training structures: `FITTED`.
+
+        Args:
+            given: arguments that the recipe gives; `elements` or `species` among them say for which elements.
+
+        Raises:
+            InputError: see `references`.
+        """
+        given = given or {}
+        asked = given.get("elements") or sorted(atomic_numbers.get(s, 0) for s in given.get("species") or ())
+        part, references = self.part("train"), self.references(asked)
         chosen = _spread(len(part))
         degrees = [
             torch.bincount(part.tensors(i)["edge_index"][1], minlength=len(part.frames[i])).numpy() for i in chosen

@@ -15,13 +15,13 @@ from equidyn.core.errors import InputError
 from equidyn.report.figures import Series, line_chart, parity_plot
 from equidyn.report.runs import UNREADABLE, Fields, Floats, read_config, read_metrics, read_symmetry, read_text
 from equidyn.report.sections import (
-    _citations,
-    _configuration,
-    _making,
-    _run_style,
-    _section,
-    _symmetry,
-    _table,
+    citations,
+    configuration,
+    making,
+    run_style,
+    section,
+    symmetry,
+    table,
 )
 from equidyn.report.text import count, duration, escape, number
 
@@ -130,7 +130,8 @@ def _header(runs: Sequence[PotentialRun]) -> str:
     if first.evaluation.seconds_train is not None:
         cost += f" and was trained for {duration(first.evaluation.seconds_train)}"
     text = f"{lead}{' and '.join(parts)} on average.{cost}."
-    return f'<header><p class="eyebrow">Equidyn report</p><h1>{escape(names)}</h1><p class="lead">{escape(text)}</p></header>'
+    title = f'<p class="eyebrow">Equidyn report</p><h1>{escape(names)}</h1>'
+    return f'<header>{title}<p class="lead">{escape(text)}</p></header>'
 
 
 def _errors(runs: Sequence[PotentialRun]) -> str:
@@ -142,7 +143,7 @@ def _errors(runs: Sequence[PotentialRun]) -> str:
         for k, run in enumerate(runs):
             for kind, row in run.evaluation.errors.get(test, {}).items():
                 name = run.name if kind == "all" else f"{run.name}, {kind}"
-                rows.append(_row(name, row, known, f'<span class="key {_run_style(k)}"></span>'))
+                rows.append(_row(name, row, known, f'<span class="key {run_style(k)}"></span>'))
         published = {
             label: given[test] for run in runs for label, given in run.evaluation.published.items() if test in given
         }
@@ -150,10 +151,10 @@ def _errors(runs: Sequence[PotentialRun]) -> str:
         title = f'<tr><th scope="rowgroup" colspan="{len(known) + 2}">{escape(test)}</th></tr>'
         body += f'<tbody class="group">{title}{"".join(rows)}</tbody>'
     intro = (
-        "Energies are those of whole structures, in meV; forces by component, in meV/Å; stress in meV/Å³. MAE is the mean "
-        "absolute error, RMSE the root mean square one. Rows without a coloured mark are published numbers."
+        "Energies are those of whole structures, in meV; forces by component, in meV/Å; stress in meV/Å³. MAE is the "
+        "mean absolute error, RMSE the root mean square one. Rows without a coloured mark are published numbers."
     )
-    return _section("Errors", _table(["", "structures", *(ERRORS[e] for e in known)], body), intro)
+    return section("Errors", table(["", "structures", *(ERRORS[e] for e in known)], body), intro)
 
 
 def _all_rows(errors: Rows) -> list[Mapping[str, float]]:
@@ -174,13 +175,13 @@ def _learning(runs: Sequence[PotentialRun]) -> str:
     body = "".join(
         line_chart(
             title,
-            [Series(run.name, run.metrics["epoch"], run.metrics[key], _run_style(k)) for k, run in enumerate(runs)],
+            [Series(run.name, run.metrics["epoch"], run.metrics[key], run_style(k)) for k, run in enumerate(runs)],
             x_label="epoch",
             y_label=label,
         )
         for key, (title, label) in charts.items()
     )
-    return _section("Learning", f'<div class="pair">{body}</div>' if body else "", "How the errors fell, logarithmic.")
+    return section("Learning", f'<div class="pair">{body}</div>' if body else "", "How the errors fell, logarithmic.")
 
 
 def _parity(runs: Sequence[PotentialRun]) -> str:
@@ -191,13 +192,13 @@ def _parity(runs: Sequence[PotentialRun]) -> str:
             if kind == "energy" and len(pairs):  # per atom, from the mean of the true ones
                 pairs = 1000 * (pairs - pairs[:, 0].mean())
             title = f"{run.name}, {test}: {kind}, {UNITS.get(kind, '')}"
-            plots.append(parity_plot(title, pairs[:, 0], pairs[:, 1], _run_style(k)))
+            plots.append(parity_plot(title, pairs[:, 0], pairs[:, 1], run_style(k)))
     body = "".join(plots)
     intro = (
-        "Each dot is a force component, or the energy per atom of a structure, counted from the mean of the true ones. On "
-        "the diagonal the prediction is exact."
+        "Each dot is a force component, or the energy per atom of a structure, counted from the mean of the true ones. "
+        "On the diagonal the prediction is exact."
     )
-    return _section("Predicted against true", f'<div class="squares">{body}</div>' if body else "", intro)
+    return section("Predicted against true", f'<div class="squares">{body}</div>' if body else "", intro)
 
 
 SECTIONS: tuple[Callable[[Any], str], ...] = (
@@ -205,8 +206,8 @@ SECTIONS: tuple[Callable[[Any], str], ...] = (
     _errors,
     _learning,
     _parity,
-    _symmetry,
-    _configuration,
-    _making,
-    _citations,
+    symmetry,
+    configuration,
+    making,
+    citations,
 )

@@ -255,14 +255,17 @@ class Fields:
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
+        """Text, or the default."""
         value = self._get(key, str, "text", required=default is None)
         return default or "" if value is None else value
 
     def number(self, key: str, *, required: bool = False) -> float | None:
+        """A number; None where there is none."""
         value = self._get(key, (int, float), "a number", required=required)
         return None if value is None else float(value)
 
     def numbers(self, key: str, length: int | None = None, *, required: bool = True) -> Floats:
+        """A flat list of numbers."""
         value = self._get(key, list, "a list of numbers", required=required)
         try:
             array = np.array([] if value is None else value, dtype=np.float64)  # None inside becomes NaN
@@ -275,10 +278,12 @@ class Fields:
         return array
 
     def child(self, key: str) -> Fields | None:
+        """The object under a key."""
         value = self._get(key, Mapping, "a JSON object", required=False)
         return Fields(value, f"{self.where}, {key}") if value else None
 
     def children(self, key: str) -> list[tuple[str, Fields]]:
+        """All objects under a key, by name."""
         entries = self.child(key)
         return [(name, Fields(raw, f"{entries.where}, {name}")) for name, raw in entries.raw.items()] if entries else []
 

@@ -23,19 +23,21 @@ RUN_STYLES, BASELINE_STYLES = 6, 3  # classes of the style sheet
 ROUNDING = {"float64": 1e-8, "float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1}
 
 
-def _section(title: str, body: str, intro: str = "") -> str:
+def section(title: str, body: str, intro: str = "") -> str:
     """A section of the page, or nothing where there is nothing to show. `body` and `intro` are HTML."""
     if not body:
         return ""
     return f"<section><h2>{escape(title)}</h2>{f'<p>{intro}</p>' if intro else ''}{body}</section>"
 
 
-def _table(head: Iterable[str], groups: str) -> str:
+def table(head: Iterable[str], groups: str) -> str:
+    """A table that scrolls sideways where it must."""
     cells = "".join(f'<th scope="col">{name}</th>' for name in head)
     return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>{groups}</table></div>'
 
 
-def _run_style(index: int) -> str:
+def run_style(index: int) -> str:
+    """Class of the style sheet of a run."""
     return f"run-{index % RUN_STYLES}"
 
 
@@ -175,7 +177,7 @@ def _animation(runs: Sequence[Run]) -> str:
         "shows it on a logarithmic scale. Between recorded times the paths are interpolated smoothly."
     )
     body = Template(SCENE).substitute(legend=legend) + json_block(scene_data(runs), identifier="scene-data")
-    return _section("Predicted and true trajectories", body, intro)
+    return section("Predicted and true trajectories", body, intro)
 
 
 def _keys(runs: Sequence[Run]) -> Iterator[tuple[str, str, str]]:
@@ -206,10 +208,10 @@ def _results(runs: Sequence[Run]) -> str:
     reference = _reference(_best(runs))
     versus = f"F-MSE against {escape(reference[0])}" if reference else "relative F-MSE"
     head = ["", "F-MSE", "A-MSE", versus, "parameters", "training time"]
-    ours = "".join(_run_row(run, _run_style(k), least) for k, run in enumerate(runs))
+    ours = "".join(_run_row(run, run_style(k), least) for k, run in enumerate(runs))
     simple = "".join(_row(name, score, least, _ratio(score, reference)) for name, score in baselines.items())
     known = "".join(_row(name, score, least, unknown="–") for name, score in published.items())
-    body = _table(
+    body = table(
         head,
         f"<tbody>{ours}</tbody>"
         + _row_group("Simple baselines, on the same samples", simple, len(head))
@@ -220,7 +222,7 @@ def _results(runs: Sequence[Run]) -> str:
         "F-MSE is the mean squared error of the positions at the last time point, A-MSE its mean over all time points, "
         f"both on {_samples(runs)}."
     )
-    return _section("Results", body + note, intro)
+    return section("Results", body + note, intro)
 
 
 def _row(name: str, score: Score, least: Sequence[float], *columns: str, unknown: str = "not finite") -> str:
@@ -286,15 +288,15 @@ def _learning(runs: Sequence[Run]) -> str:
     train, val = [], []
     for k, run in enumerate(runs):
         epoch = run.metrics["epoch"]
-        train.append(Series(run.name, epoch, run.metrics["train_loss"], _run_style(k)))
-        val.append(Series(run.name, epoch, run.metrics["val_f_mse"], _run_style(k)))
+        train.append(Series(run.name, epoch, run.metrics["train_loss"], run_style(k)))
+        val.append(Series(run.name, epoch, run.metrics["val_f_mse"], run_style(k)))
     charts = (
         line_chart("Validation F-MSE", val, x_label="epoch", y_label="validation F-MSE"),
         line_chart("Training loss", train, x_label="epoch", y_label="training loss"),
     )
     body = "".join(charts)
     intro = "How the error fell while training, on a logarithmic scale."
-    return _section("Learning", f'<div class="pair">{body}</div>' if body else "", intro)
+    return section("Learning", f'<div class="pair">{body}</div>' if body else "", intro)
 
 
 def _horizon(runs: Sequence[Run]) -> str:
@@ -305,13 +307,13 @@ def _horizon(runs: Sequence[Run]) -> str:
             " Circles at unseen times mark where a model was trained; the line between them is the same model asked, "
             "in one pass, for times it has never seen."
         )
-    return _section("Error over the horizon", f'<div class="pair">{body}</div>' if body else "", intro)
+    return section("Error over the horizon", f'<div class="pair">{body}</div>' if body else "", intro)
 
 
 def _measured_horizon(runs: Sequence[Run]) -> str:
     """All runs, and the baselines where they were measured at the same times for all."""
     series = [
-        Series(run.name, run.evaluation.times, run.evaluation.score.horizon_mse, _run_style(k), markers=True)
+        Series(run.name, run.evaluation.times, run.evaluation.score.horizon_mse, run_style(k), markers=True)
         for k, run in enumerate(runs)
     ]
     if len({tuple(run.evaluation.times) for run in runs}) == 1:
@@ -326,7 +328,7 @@ def _unseen_horizon(runs: Sequence[Run]) -> str:
     series = []
     for k, run in enumerate(runs):
         if unseen := run.evaluation.unseen:
-            error, style = _error_when_trained(run, unseen), _run_style(k)
+            error, style = _error_when_trained(run, unseen), run_style(k)
             series.append(Series(f"{run.name}, {unseen.times.size} times", unseen.times, unseen.mse, style))
             series.append(Series("trained times", unseen.trained_at, error, style, line="none", markers=True))
     return line_chart("At unseen times", series, x_label="time", y_label="mean squared error")
@@ -348,13 +350,13 @@ def _parity(runs: Sequence[Run]) -> str:
     for k, run in enumerate(runs):
         start = run.predictions.initial[:, None]
         true, predicted = (path - start for path in (run.predictions.true, run.predictions.predicted))
-        plots.append(parity_plot(run.name, true.ravel(), predicted.ravel(), _run_style(k)))
+        plots.append(parity_plot(run.name, true.ravel(), predicted.ravel(), run_style(k)))
     body = "".join(plots)
     intro = (
         "Each dot is one component (x, y or z) of one particle's displacement from its start, over the samples and "
         "times of the animation. On the diagonal the prediction is exact."
     )
-    return _section("Predicted against true displacement", f'<div class="squares">{body}</div>' if body else "", intro)
+    return section("Predicted against true displacement", f'<div class="squares">{body}</div>' if body else "", intro)
 
 
 # ---- Physics --------------------------------------------------------------------------------------------------------
@@ -364,7 +366,8 @@ def _rounding(run: Run) -> float:
     return ROUNDING.get(run.evaluation.symmetry_dtype, ROUNDING["float32"])
 
 
-def _symmetry(runs: Sequence[Run]) -> str:
+def symmetry(runs: Sequence[Run]) -> str:
+    """Measured symmetry errors."""
     measured = [(k, run) for k, run in enumerate(runs) if run.evaluation.symmetry]
     if not measured:
         return ""
@@ -372,7 +375,7 @@ def _symmetry(runs: Sequence[Run]) -> str:
     head = [
         "",
         *(
-            f'<span class="key {_run_style(k)}"></span>{escape(run.name)}, {escape(run.evaluation.symmetry_dtype)}'
+            f'<span class="key {run_style(k)}"></span>{escape(run.name)}, {escape(run.evaluation.symmetry_dtype)}'
             for k, run in measured
         ),
     ]
@@ -386,7 +389,7 @@ def _symmetry(runs: Sequence[Run]) -> str:
         "obeys the symmetry exactly, by construction, and need not learn it from data. Batching compares a sample "
         "predicted alone with the same sample among others."
     )
-    return _section("Measured symmetry", _table(head, f"<tbody>{rows}</tbody>"), intro)
+    return section("Measured symmetry", table(head, f"<tbody>{rows}</tbody>"), intro)
 
 
 def _symmetry_cell(run: Run, check: str) -> str:
@@ -402,7 +405,7 @@ def _drift(runs: Sequence[Run]) -> str:
     charts = [_drift_chart(runs, quantity) for quantity in ("energy", "momentum")]
     body = "".join(charts)
     intro = "What physics conserves, along the predicted trajectories and along the true ones."
-    return _section("Drift of conserved quantities", f'<div class="pair">{body}</div>' if body else "", intro)
+    return section("Drift of conserved quantities", f'<div class="pair">{body}</div>' if body else "", intro)
 
 
 def _drift_chart(runs: Sequence[Run], quantity: str) -> str:
@@ -412,7 +415,7 @@ def _drift_chart(runs: Sequence[Run], quantity: str) -> str:
         drift = run.evaluation.drift
         times = drift.get("times", run.evaluation.times)
         if quantity in drift:
-            series.append(Series(run.name, times, drift[quantity], _run_style(k), markers="times" not in drift))
+            series.append(Series(run.name, times, drift[quantity], run_style(k), markers="times" not in drift))
         true = drift.get(f"{quantity}_true")
         if true is not None and not any(np.array_equal(true, known, equal_nan=True) for known in truths):
             truths.append(true)
@@ -427,22 +430,24 @@ def _drift_chart(runs: Sequence[Run], quantity: str) -> str:
 # ---- How it was made ------------------------------------------------------------------------------------------------
 
 
-def _configuration(runs: Sequence[Run]) -> str:
+def configuration(runs: Sequence[Run]) -> str:
+    """The recipes."""
     body = "".join(
         f"<details><summary>{escape(run.name)}</summary><pre tabindex='0'>{escape(run.config.strip())}</pre></details>"
         for run in runs
     )
-    return _section("Configuration", body, "Everything a run was made from.")
+    return section("Configuration", body, "Everything a run was made from.")
 
 
-def _making(runs: Sequence[Run]) -> str:
+def making(runs: Sequence[Run]) -> str:
+    """Machine, versions and commands."""
     machines = dict.fromkeys(run.evaluation.machine for run in runs if run.evaluation.machine)
     rows = [("Machine", machine) for machine in machines]
     rows += [("Equidyn", equidyn.__version__), ("Report written", f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}")]
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows)
     commands = "\n".join(f"equidyn train {shlex.quote(_config_path(run))}" for run in runs)
     body = f'<dl class="made">{facts}</dl><h3>Run it again</h3><pre tabindex="0">{escape(commands)}</pre>'
-    return _section("Reproduce", body)
+    return section("Reproduce", body)
 
 
 def _config_path(run: Run) -> str:
@@ -451,10 +456,11 @@ def _config_path(run: Run) -> str:
     return (Path(folder.parent.name) / folder.name / "config.yaml").as_posix()
 
 
-def _citations(runs: Sequence[Run]) -> str:
+def citations(runs: Sequence[Run]) -> str:
+    """What to cite."""
     entries = dict.fromkeys(run.evaluation.citation.strip() for run in runs if run.evaluation.citation.strip())
     body = "".join(f"<pre tabindex='0'>{escape(entry)}</pre>" for entry in entries)
-    return _section("Cite", body)
+    return section("Cite", body)
 
 
 SECTIONS: tuple[Callable[[Sequence[Run]], str], ...] = (
@@ -464,9 +470,9 @@ SECTIONS: tuple[Callable[[Sequence[Run]], str], ...] = (
     _learning,
     _horizon,
     _parity,
-    _symmetry,
+    symmetry,
     _drift,
-    _configuration,
-    _making,
-    _citations,
+    configuration,
+    making,
+    citations,
 )

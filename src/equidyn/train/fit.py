@@ -159,7 +159,7 @@ def _completed(recipe: Recipe, data: Any, stored: Mapping[str, Any] | None) -> R
             where, got = recipe.train.init_from, origin.config["system"]
             raise InputError("weights of another system", where=where, expected=recipe.system.name, got=got)
         return replace(recipe, left=tuple(origin.config["model"])).completed(origin.config["model"])
-    return recipe.completed(data.fitted()) if recipe.left else recipe
+    return recipe.completed(data.fitted(recipe.config["model"])) if recipe.left else recipe
 
 
 def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress: bool = True) -> Path:

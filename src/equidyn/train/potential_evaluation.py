@@ -87,7 +87,7 @@ def _row(task: PotentialTask, sums: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _pairs(out: Mapping[str, Tensor], sample: Data) -> dict[str, Tensor]:
-    """True and predicted energies per atom (relative to nothing), force and stress components where there are labels."""
+    """True and predicted energies per atom, force and stress components, where there are labels."""
     atoms = torch.bincount(sample.batch, minlength=len(sample.energy)).double()
     found = {"energy": torch.stack([sample.energy / atoms, out["energy"] / atoms], 1)[sample.energy_weight > 0]}
     masks = {"forces": (sample.forces_weight > 0)[sample.batch], "stress": sample.stress_weight > 0}

@@ -80,8 +80,8 @@ class TrainOptions:
         decay_only: patterns of the names of the parameters that decay; all if there are none.
         optimizer: "adam" or "adamw".
         amsgrad: Adam with the largest second moment so far.
-        schedule: constant learning rate; a cosine to zero at the last epoch, after a linear warm-up; or "plateau", which
-            falls where the validation error does not.
+        schedule: constant learning rate; a cosine to zero at the last epoch, after a linear warm-up; or "plateau",
+            which falls where the validation error does not.
         plateau: factor, patience (in evaluations) and threshold of that.
         stage_two: from an epoch on other options of the task and a constant learning rate,
             `{epoch: 60, lr: 1.0e-3, task: {energy: 1000}}`; the epoch kept is then one of these.
