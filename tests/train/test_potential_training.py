@@ -179,7 +179,7 @@ def test_fine_tuning_starts_from_a_run_and_replays(finished, files, tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("layers.0."))
     assert not all(torch.equal(before[name], after[name]) for name in before)
     assert load_model(folder).config["model"] == load_model(finished).config["model"]
-    with pytest.raises(InputError, match="weights of another system.*expected mace, got nequip"):
+    with pytest.raises(InputError, match=r"weights of another system.*expected mace, got nequip"):
         run(tmp_path / "other", recipe(files, train={"init_from": str(finished)}))
 
 
@@ -188,7 +188,7 @@ def test_batches_bounded_by_atoms(files, tmp_path):
     batches = list(BoundedBatches(range(5), [4, 10], [[1] * 5, sizes], drop_last=False))
     assert batches == [[0, 1], [2, 3], [4]]
     assert list(BoundedBatches(range(5), [2], [[1] * 5], drop_last=True)) == [[0, 1], [2, 3]]
-    with pytest.raises(InputError, match="larger than a batch may be.*expected 6, got 5"):
+    with pytest.raises(InputError, match=r"larger than a batch may be.*expected 6, got 5"):
         BoundedBatches(range(5), [5], [sizes], drop_last=False)
     folder = run(tmp_path / "run", recipe(files, train={"batch_atoms": 12, "batch_edges": 80, "epochs": 2}))
     assert int(rows(folder)[0]["step"]) > 5

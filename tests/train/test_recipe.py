@@ -17,7 +17,12 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def test_shipped_recipes_build(path):
     recipe = read_recipe(path)
     if recipe.left:  # to the data, which are not here
-        fitted = {"elements": [1, 6, 8], "species": ["H", "C", "O"], "cutoff": 5.0, "neighbours": 12.0}
+        fitted = {
+            "elements": [1, 6, 8],
+            "species": ["H", "C", "O"],
+            "cutoff": recipe.data["cutoff"],
+            "neighbours": 12.0,
+        }
         fitted |= {"mean_neighbors": 12.0, "scale": 1.0, "shift": 0.0, "reference": {"atoms": [1.0, 2.0, 3.0]}}
         recipe = recipe.completed(fitted)
     assert recipe.build_model() is not None

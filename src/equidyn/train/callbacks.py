@@ -45,8 +45,9 @@ class RunFolder(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.rows, self.best, self.stage = list(state["rows"]), state["best"], state["stage"]
-        self._before = list(state["seconds"])
+        self.rows, self.best, self.stage = list(state["rows"]), state["best"], state.get("stage", 0)
+        seconds = state["seconds"]  # older checkpoints hold the first alone
+        self._before = list(seconds) if isinstance(seconds, list) else [seconds, 0.0]
 
     def _seconds(self) -> list[float]:
         """On the wall, and of the processor."""

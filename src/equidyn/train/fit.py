@@ -27,7 +27,7 @@ from equidyn.tasks import Task
 from equidyn.train.callbacks import EpochProgress, RunFolder
 from equidyn.train.checkpoint import load_model, refuse_other_tensors
 from equidyn.train.module import TrainingModule
-from equidyn.train.recipe import Recipe
+from equidyn.train.recipe import Recipe, read_recipe
 
 _PRECISION: dict[str, Any] = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
 # What a resumed run may do otherwise than the run it continues.
@@ -284,10 +284,11 @@ def _refuse_other_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
         raise InputError("nothing to resume", where=folder, expected="a run folder (config.yaml)")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        stored = _flat(content)
+        _flat(content)
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise InputError("corrupt configuration", where=path, got=error) from None
-    asked = _flat(recipe.config)
+    content = read_recipe(content).config  # with defaults of options that are younger than the run
+    stored, asked = _flat(content), _flat(recipe.config)
     for key in sorted(stored.keys() | asked.keys()):
         left = key.removeprefix("model.").split(".")[0] in recipe.left
         if stored.get(key) != asked.get(key) and not key.startswith(_MAY_CHANGE) and not left:
