@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import warnings
+from dataclasses import replace
 
 import ase
 import ase.build
@@ -11,12 +12,12 @@ import ase.io
 import numpy as np
 import pytest
 import torch
-from tests.structures import crystals, molecules
 
+from emt_structures import crystals, molecules
 from equidyn.core.errors import DataWarning, InputError
 from equidyn.data.audit import audit
 from equidyn.data.consistency import check_consistency
-from equidyn.data.frames import read_frames
+from equidyn.data.frames import from_atoms, read_frames
 from equidyn.data.references import least_squares
 from equidyn.data.structures import StructureDataset, Structures
 
@@ -346,7 +347,7 @@ def test_forces_are_compared_with_energies(make, scale, words, tmp_path):
 
 
 def _shaken(count):
-    from tests.structures import labelled
+    from emt_structures import labelled
 
     rng = np.random.default_rng(1)
     made = []
@@ -366,3 +367,15 @@ def test_warnings_while_training_are_single_lines(made, tmp_path):
         warnings.simplefilter("error")
         ase.io.write(tmp_path / "whole.xyz", made)
         Structures(str(tmp_path / "whole.xyz")).part("train")
+
+
+def test_stress_counts_only_where_there_is_a_volume():
+    (frame,) = map(from_atoms, crystals(1))
+    for cell, pbc, expected in (
+        (frame.cell, [True, True, True], 1.0),
+        (frame.cell * [[1], [1], [0]], [True, True, False], 0.0),
+        (frame.cell, [False, False, False], 0.0),
+    ):
+        sample = StructureDataset([replace(frame, cell=cell, pbc=np.array(pbc))], 3.0)[0]
+        assert float(sample.stress_weight) == expected
+        assert bool(sample.cell.any()) == any(pbc)

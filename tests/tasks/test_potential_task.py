@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from tests.structures import crystals, molecules
 
+from emt_structures import crystals, molecules
 from equidyn.core.errors import InputError
 from equidyn.data.frames import from_atoms
 from equidyn.data.structures import StructureDataset

@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from tests.structures import crystals, molecules
 
+from emt_structures import crystals, molecules
 from equidyn.cli import main
 from equidyn.core.errors import InputError
 from equidyn.report import write_report

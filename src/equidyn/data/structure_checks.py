@@ -66,10 +66,11 @@ def findings(frames: Sequence[Frame], where: str) -> list[str]:
     """
     found = []
     for label in LABELS:
-        missing = [frame for frame in frames if getattr(frame, label) is None]
-        if 0 < len(missing) < len(frames):
+        able = [frame for frame in frames if label != "stress" or frame.pbc.any()]
+        missing = [frame for frame in able if getattr(frame, label) is None]
+        if 0 < len(missing) < len(able):
             first = missing[0].where.rpartition(", ")[2]
-            found.append(f"{where}: {len(missing)} of {len(frames)} structures have no {label} ({first} ...): weight 0")
+            found.append(f"{where}: {len(missing)} of {len(able)} structures have no {label} ({first} ...): weight 0")
     if frames and all(frame.energy is None for frame in frames):
         found.append(f"{where}: no structure has an energy")
     left = [frame for frame in frames if np.linalg.det(frame.cell) < 0]

@@ -99,7 +99,8 @@ def frame_tensors(frame: Frame, cutoff: float, config: int = 0) -> dict[str, Ten
     except InputError as error:
         raise InputError(str(error), where=frame.where) from None
     periodic = bool(frame.pbc.any())
-    forces, stress = frame.forces, frame.stress if periodic else None
+    solid = periodic and bool(np.linalg.det(frame.cell))  # stress needs a volume
+    forces, stress = frame.forces, frame.stress if solid else None
     one = lambda value: torch.tensor([value], dtype=torch.float64)  # noqa: E731
     found = {
         "pos": pos,
@@ -114,7 +115,7 @@ def frame_tensors(frame: Frame, cutoff: float, config: int = 0) -> dict[str, Ten
         "stress": (torch.zeros_like(cell) if stress is None else torch.from_numpy(stress))[None],
         "energy_weight": one(frame.weight("energy")),
         "forces_weight": one(frame.weight("forces")),
-        "stress_weight": one(frame.weight("stress") if periodic else 0.0),
+        "stress_weight": one(frame.weight("stress") if solid else 0.0),
     }
     return found | {name: torch.tensor([value]) for name, value in frame.fields.items()}
 
