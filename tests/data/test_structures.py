@@ -19,7 +19,8 @@ from equidyn.data.audit import audit
 from equidyn.data.consistency import check_consistency
 from equidyn.data.frames import from_atoms, read_frames
 from equidyn.data.references import least_squares
-from equidyn.data.structures import StructureDataset, Structures
+from equidyn.data.structure_dataset import StructureDataset
+from equidyn.data.structures import Structures
 
 needs_lmdb = pytest.mark.skipif(importlib.util.find_spec("lmdb") is None, reason="lmdb is not installed (extra lmdb)")
 

@@ -7,7 +7,7 @@ import torch
 from emt_structures import crystals, molecules
 from equidyn.core.errors import InputError
 from equidyn.data.frames import from_atoms
-from equidyn.data.structures import StructureDataset
+from equidyn.data.structure_dataset import StructureDataset
 from equidyn.models.nequip import NequIP
 from equidyn.tasks import PotentialTask
 

@@ -96,10 +96,9 @@ def _pairs(frames: Sequence[Frame]) -> list[tuple[float, float, float]]:
     pos = np.stack([frame.pos for frame in frames])
     forces = np.stack([frame.forces for frame in frames])  # type: ignore[misc]
     energy = np.array([frame.energy for frame in frames])
-    periodic = bool(frames[0].pbc.any())
     rows = {}
     for a in range(len(frames)):
-        moved, turned = _onto(pos[a], pos, forces, None if periodic else True, frames[a])
+        moved, turned = _onto(frames[a], pos, forces)
         square = np.square(moved).sum(-1).mean(1)
         square[a] = np.inf
         square[square < 1e-16] = np.inf  # the same structure once more
@@ -110,9 +109,10 @@ def _pairs(frames: Sequence[Frame]) -> list[tuple[float, float, float]]:
     return list(rows.values())
 
 
-def _onto(one: Floats, others: Floats, forces: Floats, turn: bool | None, frame: Frame) -> tuple[Floats, Floats]:
+def _onto(frame: Frame, others: Floats, forces: Floats) -> tuple[Floats, Floats]:
     """Displacements from one structure to the others, and their forces, turned onto it where nothing repeats."""
-    if turn is None:
+    one = frame.pos
+    if frame.pbc.any():
         moved = others - one
         if np.linalg.det(frame.cell):
             fractional = moved @ np.linalg.inv(frame.cell)

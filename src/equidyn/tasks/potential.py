@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -148,8 +148,3 @@ class PotentialTask:
 def _mean(value: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean over what has a weight; zero where nothing has."""
     return (weight * value).sum() / (weight > 0).sum().clamp(min=1)
-
-
-def summary(metrics: Mapping[str, Any]) -> str:
-    """One line for the eye."""
-    return f"E {metrics['e_mae']:.3g} meV, F {metrics['f_mae']:.3g} meV/Å"

@@ -13,7 +13,8 @@ from torch_geometric.data import Data
 
 from equidyn import conformance
 from equidyn.core.files import write_atomically
-from equidyn.data.structures import StructureDataset, Structures
+from equidyn.data.structure_dataset import StructureDataset
+from equidyn.data.structures import Structures
 from equidyn.models import SYSTEMS
 from equidyn.ops.derivatives import WithForces
 from equidyn.tasks.potential import PotentialTask
