@@ -100,7 +100,7 @@ def statistics(frames: Sequence[Frame], degrees: Sequence[np.ndarray], reference
     degree = np.concatenate(list(degrees)).astype(np.float64)
     degree = degree[degree > 0]
     labelled = [frame for frame in frames if frame.forces is not None]
-    forces = np.concatenate([frame.forces for frame in labelled] or [np.ones((1, 3))])  # type: ignore[arg-type]
+    forces = np.concatenate([frame.forces for frame in labelled] or [np.ones((1, 3))])
     numbers = np.concatenate([frame.numbers for frame in labelled] or [np.zeros(1, dtype=np.int64)])
     square = np.square(forces).mean(1)
     per_atom = [(f.energy - references.of(f)) / len(f) for f in frames if f.energy is not None]

@@ -66,7 +66,7 @@ class StructureStore(Sequence):
             meta = json.loads(content or b"")
             if (meta["format"], meta["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"{meta['format']} {meta['version']}")
-            self.count, self.isolated = int(meta["count"]), dict(meta["isolated"])
+            self.size, self.isolated = int(meta["count"]), dict(meta["isolated"])
         except (ValueError, KeyError, TypeError) as error:
             expected = f"{FORMAT}, version {VERSION} (see `equidyn data pack`)"
             raise InputError("not an LMDB of structures", where=path, expected=expected, got=error) from None
@@ -81,14 +81,14 @@ class StructureStore(Sequence):
             raise InputError("unreadable LMDB", where=self.path, got=error) from None
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if not -self.count <= index < self.count:
+        if not -self.size <= index < self.size:
             raise IndexError(index)
-        number = index % self.count
+        number = index % self.size
         where = f"{self.path}, structure {number}"
         content = self._get(str(number))
         try:

@@ -243,7 +243,8 @@ class Structures:
         if self.split:
             return _read_split(Path(self.split), count)
         order = np.random.default_rng(self.seed).permutation(count).tolist()
-        wanted = {name: value for name, value in (("val", self.val), ("test", self.test)) if _is_number(value)}
+        asked = (("val", self.val), ("test", self.test))
+        wanted = {name: value for name, value in asked if isinstance(value, int | float)}
         parts: dict[str, list[int]] = {"val": []}
         taken = 0
         for name, value in wanted.items():
@@ -263,10 +264,6 @@ def print_fit(references: References, found: Statistics) -> None:
         f"mean number of neighbours {found.neighbours:.3f}, force RMS {found.force_rms:.4f} eV/Å, "
         f"mean energy per atom beyond the isolated atoms {found.energy_mean:.4f} eV"
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _spread(count: int) -> list[int]:

@@ -9,6 +9,7 @@ gives all of them, for any model that maps a sample to an `energy`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,9 @@ class WithForces(nn.Module):
             default in training mode. Without it, all outputs are plain numbers.
     """
 
-    def __init__(self, model: nn.Module, *, stress: bool = False, create_graph: bool | None = None) -> None:
+    def __init__(
+        self, model: Callable[[Data], dict[str, Tensor]], *, stress: bool = False, create_graph: bool | None = None
+    ) -> None:
         super().__init__()
         self.model, self.stress, self.create_graph = model, stress, create_graph
 

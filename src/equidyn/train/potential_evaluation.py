@@ -31,7 +31,7 @@ def evaluate_potential(trained: Trained, task: PotentialTask, source: Structures
         InputError: unusable data.
     """
     tables: dict[str, Any] = {}
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     samples = 0
     for name, part in source.tests().items():
         rows, values = _errors(trained.model, task, part)
