@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from equidyn.core.errors import EquidynError, InputError, unknown_name
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 on success, 1 where a check failed, 2 for bad input (with one line on stderr)."""
     parser = _parser()
+    warnings.formatwarning = _one_line
     options, rest = parser.parse_known_args(arguments)
     takes_overrides = options.run in (_train, _leaderboard)
     if rest and not takes_overrides:
@@ -28,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("equidyn: interrupted", file=sys.stderr)
         return 130
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"equidyn: warning: {message}\n"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
         help="md: ethanol, aspirin, a formula that ASE knows, or a file (default ethanol)",
     )
     simulate.add_argument("--temperature", type=float, default=500.0, help="md: in K (default 500)")
+
+    data = verb("data", _data, "Check or pack files of structures with energies and forces.")
+    data.add_argument("what", choices=("check", "pack"), help="check one file; pack files into an LMDB")
+    data.add_argument("file", type=Path, nargs="+", help="extxyz, any format of ASE, .db or .lmdb; pack: ... OUT.lmdb")
+    data.add_argument("--cutoff", type=float, default=5.0, help="distance of neighbours in Å (default 5)")
 
     train = verb("train", _train, "Train a recipe; any --section.key value overrides it.")
     train.add_argument("recipe", help="recipe file, or the name of a shipped one (nbody/egno)")
@@ -163,7 +174,7 @@ def _simulate(options: argparse.Namespace) -> int:
 def _simulate_molecule(options: argparse.Namespace, timing: dict[str, Any]) -> int:
     from rich.progress import Progress
 
-    from equidyn.data.frames import write_md17
+    from equidyn.data.md_frames import write_md17
     from equidyn.simulate.molecules import simulate_molecule
 
     if options.out.suffix != ".npz":
@@ -195,6 +206,25 @@ def _constant(text: str) -> tuple[str, Any]:
         raise InputError(
             "constant of the system", where=f"--set {name}", expected="a number or none", got=value
         ) from None
+
+
+def _data(options: argparse.Namespace) -> int:
+    from equidyn.data.audit import audit
+    from equidyn.data.frames import read_frames
+    from equidyn.data.structure_store import write_store
+
+    if options.what == "pack":
+        *sources, out = options.file
+        if not sources:
+            raise InputError("data pack", where="command line", expected="files and OUT.lmdb", got=out)
+        print(f"{out}: {write_store(out, (f for path in sources for f in read_frames(path)))} structures")
+        return 0
+    failed = False
+    for path in options.file:
+        lines, found = audit(path, options.cutoff)
+        print("\n".join([*lines, *(f"warning: {line}" for line in found)]))
+        failed |= bool(found)
+    return 1 if failed else 0
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -272,6 +302,13 @@ def _print_calibration(result: dict[str, Any]) -> None:
 
 def _print_results(results: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
+
+    for task in dict.fromkeys(result["task"] for result in results):
+        same = [result for result in results if result["task"] == task]
+        Console().print(_potential_table(same) if task == "potential" else _trajectory_table(same))
+
+
+def _trajectory_table(results: Sequence[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table("", "F-MSE", "A-MSE", title=f"{results[0]['split']}, {results[0]['samples']} samples")
@@ -279,7 +316,23 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
     rows = {result["name"]: result for result in results} | most["baselines"] | most["published"]
     for name, row in rows.items():
         table.add_row(name, *("" if row.get(k) is None else f"{row[k]:.5f}" for k in ("f_mse", "a_mse")))
-    Console().print(table)
+    return table
+
+
+def _potential_table(results: Sequence[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    columns = {"e_mae": "E MAE", "e_rmse": "E RMSE", "f_mae": "F MAE", "f_rmse": "F RMSE", "s_mae": "S MAE"}
+    measured = [row for result in results for rows in result["errors"].values() for row in rows.values()]
+    columns = {key: name for key, name in columns.items() if any(row[key] == row[key] for row in measured)}
+    table = Table("", "structures", *columns.values(), title="meV, meV/Å, meV/Å³")
+    for result in results:
+        for test, rows in result["errors"].items():
+            for kind, row in rows.items():
+                name = f"{result['name']}, {test}" + ("" if kind == "all" else f", {kind}")
+                values = ("" if row[key] != row[key] else f"{row[key]:.2f}" for key in columns)
+                table.add_row(name, str(row["structures"]), *values)
+    return table
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from equidyn import conformance
 from equidyn.cli import main
 from equidyn.core.errors import InputError
 from equidyn.data import MolecularDynamics
-from equidyn.data.frames import read_frames, write_md17
+from equidyn.data.md_frames import read_frames, write_md17
 from equidyn.data.md_trajectories import find_bonds, molecule_sample
 from equidyn.data.trajectories import read_trajectories
 from equidyn.data.windows import choose_starts, md17_split

@@ -14,7 +14,7 @@ import yaml
 from equidyn.cli import main
 from equidyn.core.errors import InputError
 from equidyn.data import MolecularDynamics, Protein
-from equidyn.data.frames import read_frames
+from equidyn.data.md_frames import read_frames
 from equidyn.data.trajectories import read_trajectories
 from equidyn.models.egno import EGNO
 from equidyn.train import read_recipe

@@ -102,7 +102,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(content, tiny_train):
     read = lambda folder: [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()[1:]]  # noqa: E731
     for a, b in zip(read(one), read(two), strict=True):
         assert a[:2] == b[:2]
-        assert list(map(float, a[3:])) == pytest.approx(list(map(float, b[3:])), rel=1e-6)
+        assert list(map(float, a[4:])) == pytest.approx(list(map(float, b[4:])), rel=1e-6)
 
 
 def test_an_error_in_a_process_is_one_line(content, tiny_train, monkeypatch):

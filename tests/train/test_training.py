@@ -41,7 +41,7 @@ def weights(folder):
 
 def rows(folder):
     with (folder / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds")} for row in csv.DictReader(file)]
 
 
 def last_state(folder):

@@ -10,6 +10,10 @@ class EquidynError(Exception):
     """Base of every error that is the caller's to mend; the command line prints it and exits with 2."""
 
 
+class DataWarning(UserWarning):
+    """Data that can be used but are unlikely to be what was meant; one line, as of `InputError`."""
+
+
 class InputError(EquidynError, ValueError):
     """A value, file or option that cannot be used.
 

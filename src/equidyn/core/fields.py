@@ -64,6 +64,10 @@ _FIELDS = (
     Field("energy", "[1]", "eV", "invariant", "Total energy of the graph."),
     Field("atom_energy", "[N]", "eV", "invariant", "Part of the energy that belongs to each node.", 0),
     Field("forces", "[N, 3]", "eV/Å", "vector", "Force on each node.", 0),
+    Field("energy_weight", "[1]", "", "invariant", "Weight of the energy in the loss; 0 where it is not known."),
+    Field("forces_weight", "[1]", "", "invariant", "Weight of the forces in the loss; 0 where they are not known."),
+    Field("stress_weight", "[1]", "", "invariant", "Weight of the stress in the loss; 0 where it is not known."),
+    Field("config", "[1]", "", "index", "Group the structure is reported under, a number in the data set's list."),
     Field("virial", "[1, 3, 3]", "eV", "tensor", "Minus the derivative of the energy by strain."),
     Field("stress", "[1, 3, 3]", "eV/Å³", "tensor", "Stress; positive is tension (the sign of ASE)."),
 )

@@ -1,6 +1,6 @@
 """Molecular dynamics of one molecule: from its atoms at one frame to where they are later.
 
-Reads what `equidyn.data.frames` reads. Time counts in frames and lengths are in Å; a velocity is the way to the next
+Reads what `equidyn.data.md_frames` reads. Time counts in frames and lengths are in Å; a velocity is the way to the next
 frame, x(t + 1) - x(t). A longer unit of time gives velocities that are not tiny beside the distances: with `time_unit`
 k a velocity is k (x(t + 1) - x(t)), and times are divided by k.
 
@@ -26,7 +26,7 @@ from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
 from equidyn.core.trajectories import Trajectories
-from equidyn.data.frames import Frames, read_frames
+from equidyn.data.md_frames import Frames, read_frames
 from equidyn.data.mocap import skeleton_graph
 from equidyn.data.trajectories import is_trajectories, read_trajectories
 from equidyn.data.windows import choose_starts
@@ -113,7 +113,7 @@ class MolecularDynamics:
     """The trajectory of a molecule as the data of an experiment.
 
     Attributes:
-        path: trajectory (`equidyn.data.frames`).
+        path: trajectory (`equidyn.data.md_frames`).
         topology: file with its atoms, for formats that have none (DCD, XTC ...).
         selection: "heavy", "all", or with a topology a selection of MDAnalysis.
         frames: frames to predict, counted from the input; the last one gives F-MSE, all of them A-MSE.
@@ -175,6 +175,11 @@ class MolecularDynamics:
         low, high = self.frames[0], self.frames[-1]
         between = tuple(int(f) for f in np.unique(np.linspace(low, high, DENSE).round()))
         return None if set(between) <= set(self.frames) else replace(self, frames=between).part("test")
+
+    @staticmethod
+    def other(path: str) -> dict[str, Any]:
+        """Arguments that make another file the one to test on."""
+        return {"path": path}
 
     def after(self, frames: Sequence[int]) -> list[float]:
         """Times of frames: frames count from the input."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
 from equidyn.core.trajectories import Trajectories
-from equidyn.data.frames import Frames, read_frames
+from equidyn.data.md_frames import Frames, read_frames
 from equidyn.data.md_trajectories import as_trajectories, check_frames, state_of, tensor
 from equidyn.data.trajectories import is_trajectories, read_trajectories
 from equidyn.data.windows import choose_starts
@@ -150,6 +151,11 @@ class Protein:
 
     def every_frame(self) -> None:
         """No denser samples: a protein at many times at once takes much memory."""
+
+    @staticmethod
+    def other(path: str) -> dict[str, Any]:
+        """Arguments that make another file the one to test on."""
+        return {"path": path}
 
     def after(self, frames: Sequence[int]) -> list[float]:
         """Times of frames: frames count from the input."""

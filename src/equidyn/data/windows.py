@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from equidyn.core.errors import InputError
-from equidyn.data.frames import Frames
+from equidyn.data.md_frames import Frames
 
 PARTS = ("train", "val", "test")
 _ENDS = 10_000

@@ -9,6 +9,8 @@ gives all of them, for any model that maps a sample to an `energy`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +41,12 @@ class WithForces(nn.Module):
             default in training mode. Without it, all outputs are plain numbers.
     """
 
-    def __init__(self, model: nn.Module, *, stress: bool = False, create_graph: bool | None = None) -> None:
+    def __init__(
+        self, model: Callable[[Data], dict[str, Tensor]], *, stress: bool = False, create_graph: bool | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.stress, self.create_graph = model, stress, create_graph
+        self.model: Any = model
+        self.stress, self.create_graph = stress, create_graph
 
     def forward(self, sample: Data) -> dict[str, Tensor]:
         """The outputs of the model, `forces` [N, 3], and where asked for `virial`, `stress` [G, 3, 3].
@@ -52,7 +57,8 @@ class WithForces(nn.Module):
         create_graph = self.training if self.create_graph is None else self.create_graph
         with torch.enable_grad():
             moved, leaves = _movable(sample, strained=self.stress)
-            out = dict(self.model(moved) if create_graph else _with_fixed_weights(self.model, moved))
+            free = create_graph or not isinstance(self.model, nn.Module)
+            out = dict(self.model(moved) if free else _with_fixed_weights(self.model, moved))
             if "energy" not in out:
                 raise InputError("a model without an energy", where="WithForces", expected="energy", got=sorted(out))
             gradients = _gradients(out["energy"], leaves, create_graph)

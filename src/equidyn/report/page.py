@@ -13,7 +13,9 @@ from string import Template
 import numpy as np
 
 from equidyn.core.errors import InputError
-from equidyn.report.runs import read_runs
+from equidyn.report import potential
+from equidyn.report.potential import read_potential
+from equidyn.report.runs import read_run, read_runs, task_of
 from equidyn.report.sections import SECTIONS, page_title
 from equidyn.report.text import escape
 
@@ -31,9 +33,13 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     Raises:
         InputError: a folder is no finished run, a file in it is missing or corrupt, or `out` cannot be written.
     """
-    runs = read_runs(run_folders)
+    kinds = {task_of(Path(folder)) for folder in run_folders}
+    if len(kinds) > 1:
+        raise InputError("runs of different tasks on one page", expected="one task", got=", ".join(sorted(kinds)))
+    potentials = kinds == {"potential"}
+    runs = read_runs(run_folders, read_potential if potentials else read_run)
     with np.errstate(all="ignore"):  # a diverged run may hold anything; the page says so
-        body = [section(runs) for section in SECTIONS]
+        body = [section(runs) for section in (potential.SECTIONS if potentials else SECTIONS)]
     return write_page(page_title(runs), body, out)
 
 

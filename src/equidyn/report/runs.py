@@ -9,7 +9,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ UNREADABLE = (
     zlib.error,
 )
 
-METRIC_COLUMNS = ("epoch", "train_loss", "val_f_mse")
+METRIC_COLUMNS = ("epoch", "train_loss", "val_f_mse")  # of trajectories
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,26 @@ class Run:
     predictions: Predictions
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Reads every folder, and gives runs of the same name different ones."""
+def task_of(folder: Path) -> str:
+    """The task of a run, as its evaluation says."""
+    if not folder.is_dir():
+        raise InputError("no such run folder", where=folder)
+    path = folder / "evaluation.json"
+    try:
+        raw = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError("corrupt JSON", where=path, got=error) from error
+    task = raw.get("task", "trajectory") if isinstance(raw, Mapping) else "trajectory"
+    return task if isinstance(task, str) else "trajectory"
+
+
+def read_runs(folders: Sequence[Path], read: Callable[[Path], Any] | None = None) -> list[Any]:
+    """Reads every folder (trajectories, if not told otherwise), and gives runs of the same name different ones."""
     if not folders:
         raise InputError("no run folder given", expected="at least one")
-    runs = [read_run(Path(folder)) for folder in folders]
+    runs = [(read or read_run)(Path(folder)) for folder in folders]
     names = [run.name for run in runs]
-    unique: list[Run] = []
+    unique: list[Any] = []
     for run in runs:
         name = run.name if names.count(run.name) == 1 else f"{run.name} ({run.folder.name})"
         taken = sum(other.name == name or other.name.startswith(f"{name} #") for other in unique)
@@ -167,14 +180,15 @@ def read_run(folder: Path) -> Run:
     return Run(
         name=evaluation.name,
         folder=folder,
-        config=_read_config(folder / "config.yaml"),
-        metrics=_read_metrics(folder / "metrics.csv"),
+        config=read_config(folder / "config.yaml"),
+        metrics=read_metrics(folder / "metrics.csv", METRIC_COLUMNS),
         evaluation=evaluation,
         predictions=_read_predictions(folder / "predictions.npz"),
     )
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file of the run."""
     if not path.is_file():
         raise InputError(f"{path.name} is missing", where=path.parent, expected="a finished run folder")
     try:
@@ -183,8 +197,9 @@ def _read_text(path: Path) -> str:
         raise InputError("unreadable file", where=path, got=error) from error
 
 
-def _read_config(path: Path) -> str:
-    text = _read_text(path)
+def read_config(path: Path) -> str:
+    """The text of the configuration."""
+    text = read_text(path)
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -194,19 +209,20 @@ def _read_config(path: Path) -> str:
     return text
 
 
-def _read_metrics(path: Path) -> dict[str, Floats]:
+def read_metrics(path: Path, wanted: Sequence[str]) -> dict[str, Floats]:
+    """The wanted columns of `metrics.csv`."""
     try:
-        lines = csv.DictReader(_read_text(path).splitlines(), strict=True)
+        lines = csv.DictReader(read_text(path).splitlines(), strict=True)
         rows = list(lines)
     except csv.Error as error:
         raise InputError("corrupt CSV", where=path, got=error) from error
     columns = lines.fieldnames or []
-    for column in METRIC_COLUMNS:
+    for column in wanted:
         if column not in columns:
             raise InputError(f"column {column!r} is missing", where=path, got=", ".join(columns) or "an empty file")
     return {
         column: np.array([_cell(row[column], f"{path}, row {k + 2}, {column}") for k, row in enumerate(rows)], float)
-        for column in METRIC_COLUMNS
+        for column in wanted
     }
 
 
@@ -222,10 +238,10 @@ def _cell(text: str | None, where: str) -> float:
 
 def _read_evaluation(path: Path) -> Evaluation:
     try:
-        raw = json.loads(_read_text(path), parse_int=float)  # an int may be too large for a float
+        raw = json.loads(read_text(path), parse_int=float)  # an int may be too large for a float
     except (ValueError, RecursionError) as error:
         raise InputError("corrupt JSON", where=path, got=error) from error
-    fields = _Fields(raw, str(path))
+    fields = Fields(raw, str(path))
     times = fields.numbers("times")
     return Evaluation(
         name=fields.text("name"),
@@ -241,7 +257,7 @@ def _read_evaluation(path: Path) -> Evaluation:
         citation=fields.text("citation", ""),
         baselines={name: _score(entry, times.size) for name, entry in fields.children("baselines")},
         published={name: _score(entry) for name, entry in fields.children("published")},
-        symmetry=_symmetry(fields),
+        symmetry=read_symmetry(fields),
         symmetry_dtype=fields.text("symmetry_dtype", "float32"),
         unseen=_unseen(fields),
         drift=_drift(fields, times.size),
@@ -250,7 +266,7 @@ def _read_evaluation(path: Path) -> Evaluation:
     )
 
 
-class _Fields:
+class Fields:
     """A JSON object whose entries are asked for by kind; a wrong kind is an InputError that names it."""
 
     def __init__(self, raw: Any, where: str) -> None:
@@ -268,14 +284,17 @@ class _Fields:
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
+        """Text, or the default."""
         value = self._get(key, str, "text", required=default is None)
         return default or "" if value is None else value
 
     def number(self, key: str, *, required: bool = False) -> float | None:
+        """A number; None where there is none."""
         value = self._get(key, (int, float), "a number", required=required)
         return None if value is None else float(value)
 
     def numbers(self, key: str, length: int | None = None, *, required: bool = True) -> Floats:
+        """A flat list of numbers."""
         value = self._get(key, list, "a list of numbers", required=required)
         try:
             array = np.array([] if value is None else value, dtype=np.float64)  # None inside becomes NaN
@@ -287,22 +306,23 @@ class _Fields:
             raise InputError(f"wrong length of {key!r}", where=self.where, expected=length, got=array.size)
         return array
 
-    def child(self, key: str) -> _Fields | None:
+    def child(self, key: str) -> Fields | None:
+        """The object under a key."""
         value = self._get(key, Mapping, "a JSON object", required=False)
-        return _Fields(value, f"{self.where}, {key}") if value else None
+        return Fields(value, f"{self.where}, {key}") if value else None
 
-    def items(self, key: str) -> list[_Fields]:
+    def items(self, key: str) -> list[Fields]:
+        """All objects of a list."""
         entries = self._get(key, list, "a list of JSON objects", required=False) or []
-        return [_Fields(raw, f"{self.where}, {key} {k}") for k, raw in enumerate(entries)]
+        return [Fields(raw, f"{self.where}, {key} {k}") for k, raw in enumerate(entries)]
 
-    def children(self, key: str) -> list[tuple[str, _Fields]]:
+    def children(self, key: str) -> list[tuple[str, Fields]]:
+        """All objects under a key, by name."""
         entries = self.child(key)
-        return (
-            [(name, _Fields(raw, f"{entries.where}, {name}")) for name, raw in entries.raw.items()] if entries else []
-        )
+        return [(name, Fields(raw, f"{entries.where}, {name}")) for name, raw in entries.raw.items()] if entries else []
 
 
-def _score(fields: _Fields, horizon: int | None = None) -> Score:
+def _score(fields: Fields, horizon: int | None = None) -> Score:
     """Published numbers have no horizon and may lack an error; measured ones lack A-MSE at a single time alone."""
     measured = horizon is not None
     f_mse = fields.number("f_mse", required=measured)
@@ -314,13 +334,14 @@ def _score(fields: _Fields, horizon: int | None = None) -> Score:
     )
 
 
-def _symmetry(fields: _Fields) -> dict[str, float]:
+def read_symmetry(fields: Fields) -> dict[str, float]:
+    """Measured symmetry errors."""
     entries = fields.child("symmetry")
     values = {name: entries.number(name) for name in entries.raw} if entries else {}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _unseen(fields: _Fields) -> UnseenTimes | None:
+def _unseen(fields: Fields) -> UnseenTimes | None:
     entry = fields.child("unseen_times")
     if entry is None:
         return None
@@ -331,7 +352,7 @@ def _unseen(fields: _Fields) -> UnseenTimes | None:
 DRIFTS = ("energy", "momentum", "bonds")
 
 
-def _rolled(fields: _Fields) -> Rolled | None:
+def _rolled(fields: Fields) -> Rolled | None:
     entry = fields.child("rolled")
     if entry is None:
         return None
@@ -349,7 +370,7 @@ def _rolled(fields: _Fields) -> Rolled | None:
     )
 
 
-def _calibration(entry: _Fields) -> Calibration:
+def _calibration(entry: Fields) -> Calibration:
     predicted, levels = entry.numbers("predicted"), entry.numbers("levels")
     factor, correlation = (entry.number(key) for key in ("factor", "rank_correlation"))
     return Calibration(
@@ -363,7 +384,7 @@ def _calibration(entry: _Fields) -> Calibration:
     )
 
 
-def _drift(fields: _Fields, length: int) -> dict[str, Floats]:
+def _drift(fields: Fields, length: int) -> dict[str, Floats]:
     entry = fields.child("drift")
     if entry is None:
         return {}

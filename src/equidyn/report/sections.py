@@ -500,7 +500,8 @@ def _uncertainty(runs: Sequence[Run]) -> str:
 # ---- How it was made ------------------------------------------------------------------------------------------------
 
 
-def _configuration(runs: Sequence[Run]) -> str:
+def configuration(runs: Sequence[Run]) -> str:
+    """The recipes."""
     body = "".join(
         f"<details><summary>{escape(run.name)}</summary><pre tabindex='0'>{escape(run.config.strip())}</pre></details>"
         for run in runs
@@ -543,7 +544,7 @@ SECTIONS: tuple[Callable[[Sequence[Run]], str], ...] = (
     _drift,
     _rolled,
     _uncertainty,
-    _configuration,
+    configuration,
     making,
     citations,
 )

@@ -5,11 +5,13 @@ F-MSE is the squared error per coordinate at the last time, A-MSE its mean over 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
@@ -38,7 +40,21 @@ class TrajectoryTask:
     rollout: bool = False
     bone_lengths: bool = False
 
-    def loss(self, out: dict[str, Tensor], sample: Data) -> dict[str, Tensor]:
+    METRICS: ClassVar = ("f_mse", "a_mse")
+    NEEDS: ClassVar = "trajectory"
+    monitor: ClassVar = "f_mse"
+
+    def cast(self, sample: Data, dtype: torch.dtype) -> Data:
+        """Samples are stored in float32; training in float64 casts them."""
+        if dtype != torch.float64:
+            return sample
+        return copy(sample).apply(lambda t: t.double() if t.is_floating_point() else t)
+
+    def predict(self, model: Callable[[Data], dict[str, Tensor]], sample: Data, *, training: bool) -> dict[str, Tensor]:
+        """The model's outputs; outside training with roll-out where that is asked for."""
+        return {"trajectory": roll_out(model, sample)} if self.rollout and not training else model(sample)
+
+    def loss(self, out: Mapping[str, Tensor], sample: Data) -> dict[str, Tensor]:
         """The terms of the loss; their sum is minimised."""
         error = self.predicted(out, sample) - self._target(out, sample)
         terms = {"positions": self._position_loss(error)}
@@ -57,7 +73,7 @@ class TrajectoryTask:
         # s / (sqrt(1 + s) + 1) is sqrt(1 + s) - 1 without its cancellation.
         return (2 * self.huber**2 / error.shape[-1]) * (scaled / ((1 + scaled).sqrt() + 1)).mean()
 
-    def predicted(self, out: dict[str, Tensor], sample: Data) -> Tensor:
+    def predicted(self, out: Mapping[str, Tensor], sample: Data) -> Tensor:
         """Predicted positions [..., N, P, 3]; a model that gives `pos` alone predicts one time (S2S)."""
         positions = out["trajectory"] if "trajectory" in out else out["pos"].unsqueeze(-2)
         if not self.bone_lengths:
@@ -67,12 +83,22 @@ class TrajectoryTask:
         joints = positions.transpose(-2, -3)  # [..., P, N, 3]
         return keep_bone_lengths(joints, sample.pos.unsqueeze(-3), sample.bone_index).transpose(-2, -3)
 
-    def errors(self, out: dict[str, Tensor], sample: Data) -> Tensor:
+    def measure(self, out: Mapping[str, Tensor], sample: Data) -> dict[str, Tensor]:
+        """Sums over a batch, from which `metrics` makes errors once the sums of all batches are added up."""
+        count = torch.tensor(float(len(sample.pos)), dtype=torch.float64, device=sample.pos.device)
+        return {"squared": count * self.errors(out, sample).double(), "count": count}
+
+    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """F-MSE and A-MSE."""
+        horizon = sums["squared"] / sums["count"]
+        return {"f_mse": float(horizon[-1]), "a_mse": float(horizon.mean())}
+
+    def errors(self, out: Mapping[str, Tensor], sample: Data) -> Tensor:
         """Squared error per coordinate at each time, averaged over the batch: [P], or [1] for S2S."""
         error = self.predicted(out, sample) - self._target(out, sample)
         return error.square().mean(dim=-1).flatten(0, -2).mean(0)
 
-    def _target(self, out: dict[str, Tensor], sample: Data) -> Tensor:
+    def _target(self, out: Mapping[str, Tensor], sample: Data) -> Tensor:
         predicted, target = self.predicted(out, sample), sample.trajectory
         if predicted.shape == target.shape:
             return target
@@ -83,7 +109,7 @@ class TrajectoryTask:
         )
 
 
-def roll_out(model: nn.Module, sample: Data) -> Tensor:
+def roll_out(model: Callable[[Data], dict[str, Tensor]], sample: Data) -> Tensor:
     """Apply a one-step model (state at 0 to positions at `times[0]`) once per time point: [B, N, P, 3].
 
     The velocity after a step is the displacement over its duration. `sample` is a batch of particle systems on one

@@ -1,10 +1,11 @@
 """Training, evaluation and prediction: one Lightning module for all systems."""
 
 from equidyn.train.checkpoint import load_model, write_ensemble
-from equidyn.train.evaluation import evaluate, predict_trajectories, read_states
+from equidyn.train.evaluation import evaluate
 from equidyn.train.fit import train
 from equidyn.train.leaderboard import run_leaderboard
 from equidyn.train.recipe import Recipe, read_recipe, recipe_path
+from equidyn.train.trajectory_evaluation import predict_trajectories, read_states
 
 __all__ = [
     "Recipe",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +20,14 @@ from torch import nn
 from equidyn.core.files import write_atomically
 from equidyn.train.checkpoint import save_model
 
-COLUMNS = ("epoch", "step", "seconds", "train_loss", "val_f_mse", "val_a_mse", "lr")
+
+def columns(metrics: Sequence[str]) -> list[str]:
+    """Columns of `metrics.csv` for a task's validation errors."""
+    return ["epoch", "step", "seconds", "cpu_seconds", "train_loss", *(f"val_{name}" for name in metrics), "lr"]
 
 
 class RunFolder(Callback):
-    """Writes `metrics.csv` and keeps the model with the lowest validation F-MSE.
+    """Writes `metrics.csv` and keeps the model with the lowest validation error (that of the second stage, if it came).
 
     Its state travels in the checkpoint: a resumed run continues its own rows and its own best.
     """
@@ -30,48 +35,62 @@ class RunFolder(Callback):
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder, self.config = folder, config
         self.rows: list[dict[str, Any]] = []
-        self.best = float("inf")
-        self._before = 0.0
-        self._started = time.monotonic()
+        self.best, self.stage = float("inf"), 0
+        self._before = [0.0, 0.0]
+        self._started = _clocks()
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, best error and elapsed time."""
-        return {"rows": self.rows, "best": self.best, "seconds": self._seconds()}
+        return {"rows": self.rows, "best": self.best, "stage": self.stage, "seconds": self._seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.rows, self.best, self._before = list(state["rows"]), state["best"], state["seconds"]
+        self.rows, self.best, self.stage = list(state["rows"]), state["best"], state.get("stage", 0)
+        seconds = state["seconds"]  # older checkpoints hold the first alone
+        self._before = list(seconds) if isinstance(seconds, list) else [seconds, 0.0]
 
-    def _seconds(self) -> float:
-        return self._before + time.monotonic() - self._started
+    def _seconds(self) -> list[float]:
+        """On the wall, and of the processor."""
+        return [b + now - then for b, now, then in zip(self._before, _clocks(), self._started, strict=True)]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock."""
-        self._started = time.monotonic()
+        self._started = _clocks()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """After an epoch with an evaluation (which ran before this hook): a row, and maybe a new best."""
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        task = cast(Any, module).task
+        names = columns(task.METRICS)
+        seconds, cpu_seconds = (round(value, 3) for value in self._seconds())
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "seconds": round(self._seconds(), 3),
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-        } | {name: metrics[name] for name in ("train_loss", "val_f_mse", "val_a_mse")}
+        } | {name: value for name, value in metrics.items() if name in names and not math.isnan(value)}
         self.rows.append(row)
         if not trainer.is_global_zero:
             return
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(buffer, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_atomically(self.folder / "metrics.csv", buffer.getvalue())
-        if row["val_f_mse"] < self.best:
-            self.best = row["val_f_mse"]
-            info = {"epoch": row["epoch"], "val_f_mse": self.best}
+        error, stage = metrics[f"val_{task.monitor}"], cast(Any, module).stage
+        if stage > self.stage or error < self.best:
+            self.best, self.stage = error, stage
+            info = {"epoch": row["epoch"]} | {
+                name: row[name] for name in names if name.startswith("val_") and name in row
+            }
             save_model(self.folder, cast(nn.Module, module.evaluated), self.config, info)
+
+
+def _clocks() -> tuple[float, float]:
+    return time.monotonic(), time.process_time()
 
 
 class EpochProgress(Callback):
@@ -96,8 +115,10 @@ class EpochProgress(Callback):
         metrics = trainer.callback_metrics
         evaluated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
         errors = f"train {float(metrics['train_loss']):.5f}"
-        if "val_f_mse" in metrics:
-            errors += f"  val F-MSE {float(metrics['val_f_mse']):.5f}"
+        task = cast(Any, module).task
+        for name in task.METRICS:
+            if f"val_{name}" in metrics and not math.isnan(value := float(metrics[f"val_{name}"])):
+                errors += f"  {name.replace('_', '-').upper()} {value:.4g}"
         if self.bar is not None:
             self.bar.update(self.task, completed=trainer.current_epoch + 1, errors=errors)
         elif trainer.is_global_zero and evaluated:

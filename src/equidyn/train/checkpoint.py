@@ -20,8 +20,9 @@ from torch_geometric.data import Data
 import equidyn
 from equidyn.core.errors import InputError, unknown_name
 from equidyn.core.files import make_folder, write_atomically
+from equidyn.data import DATASETS
 from equidyn.models import SYSTEMS
-from equidyn.train.recipe import build_model
+from equidyn.train.recipe import build_arguments, build_model
 
 FORMAT_VERSION = 1
 
@@ -41,6 +42,13 @@ class Trained:
     config: dict[str, Any]
     info: dict[str, Any]
     folder: Path
+
+
+def build_family(config: dict[str, Any], **other: Any) -> Any:
+    """The data family of a run, with other arguments than its recipe's where they are given."""
+    given = dict(config["data"])
+    kind = DATASETS[given.pop("dataset")]
+    return kind(**build_arguments(kind, given | other))
 
 
 def save_model(folder: Path, model: nn.Module, config: dict[str, Any], info: dict[str, Any]) -> None:

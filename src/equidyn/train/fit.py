@@ -6,7 +6,8 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed
 from torch.multiprocessing import ProcessRaisedException
-from torch.utils.data import DataLoader, RandomSampler, Sampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
 
 from equidyn.core.errors import InputError
 from equidyn.core.files import make_folder, write_atomically
+from equidyn.tasks import Task
 from equidyn.train.callbacks import EpochProgress, RunFolder
-from equidyn.train.checkpoint import refuse_other_tensors
+from equidyn.train.checkpoint import load_model, refuse_other_tensors
 from equidyn.train.module import TrainingModule
-from equidyn.train.recipe import Recipe
+from equidyn.train.recipe import Recipe, read_recipe
 
 _PRECISION: dict[str, Any] = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
 # What a resumed run may do otherwise than the run it continues.
@@ -72,22 +74,92 @@ def _is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
 
 
+class BoundedBatches(Sampler[list[int]]):
+    """Batches of at most so many samples, and of at most so many atoms or edges together.
+
+    Args:
+        sampler: the order of the samples.
+        most: limits of each batch.
+        sizes: for each limit, how much of it each sample takes.
+        drop_last: drop the last batch, which is smaller.
+
+    Raises:
+        InputError: a sample that no batch can hold.
+    """
+
+    def __init__(
+        self, sampler: Sampler[int], most: Sequence[int], sizes: Sequence[Sequence[int]], drop_last: bool
+    ) -> None:
+        self.sampler, self.most, self.sizes, self.drop_last = sampler, most, sizes, drop_last
+        for limit, size in zip(most, sizes, strict=True):
+            if max(size) > limit:
+                what = "a structure larger than a batch may be"
+                raise InputError(what, where="train.batch_atoms or batch_edges", expected=max(size), got=limit)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch: list[int] = []
+        filled = [0] * len(self.most)
+        for index in self.sampler:
+            more = [f + size[index] for f, size in zip(filled, self.sizes, strict=True)]
+            if batch and any(f > limit for f, limit in zip(more, self.most, strict=True)):
+                yield batch
+                batch, more = [], [size[index] for size in self.sizes]
+            batch.append(index)
+            filled = more
+        if batch and not self.drop_last:
+            yield batch
+
+
 def _only(batch):
     return batch
 
 
-def loaders(recipe: Recipe) -> tuple[DataLoader, DataLoader]:
+def loaders(recipe: Recipe, data: Any) -> tuple[DataLoader, DataLoader]:
     """Batches for training (shuffled, the last incomplete one dropped) and for validation."""
-    data = recipe.build_data()
     train, val = data.part("train"), data.part("val")
     size, most = recipe.train.batch_size, len(train) // recipe.train.devices
     if not 0 < size <= most:
         raise InputError("batch_size", where=recipe.name, expected=f"1 to {most}", got=size)
     order = EpochSampler(len(train), recipe.seed, recipe.train.devices)
-    return (
-        DataLoader(train, size, sampler=order, drop_last=True, collate_fn=_only),
-        DataLoader(val, val.at_once, collate_fn=_only),
-    )
+    limits = {"atoms": recipe.train.batch_atoms, "edges": recipe.train.batch_edges}
+    limits = {kind: limit for kind, limit in limits.items() if limit}
+    if not limits:
+        return (
+            DataLoader(train, size, sampler=order, drop_last=True, collate_fn=_only),
+            DataLoader(val, val.at_once, collate_fn=_only),
+        )
+    if not hasattr(train, "sizes") or recipe.train.devices > 1:
+        expected = "dataset: structures, on one device"
+        raise InputError("batch_atoms and batch_edges", where=recipe.name, expected=expected, got=limits)
+
+    def batches(part: Any, sampler: Sampler[int], most: int, drop_last: bool) -> DataLoader:
+        sizes = [[1] * len(part), *(part.sizes(kind) for kind in limits)]
+        bounded = BoundedBatches(sampler, [most, *limits.values()], sizes, drop_last)
+        return DataLoader(part, batch_sampler=bounded, collate_fn=_only)
+
+    return batches(train, order, size, True), batches(val, SequentialSampler(val), val.at_once, False)
+
+
+def _steps_per_epoch(batches: DataLoader) -> int:
+    """Steps in an epoch; where batches are of different sizes, in the first one."""
+    if isinstance(batches.batch_sampler, BoundedBatches):
+        return sum(1 for _ in batches.batch_sampler)
+    return len(batches)
+
+
+def _completed(recipe: Recipe, data: Any, stored: Mapping[str, Any] | None) -> Recipe:
+    """The recipe with what it leaves to the data: as it is stored with the run to be resumed, of the run to start
+    from, or computed.
+    """
+    if stored is not None and all(name in stored["model"] for name in recipe.left):
+        return recipe.completed(stored["model"])
+    if recipe.train.init_from:
+        origin = load_model(recipe.train.init_from)
+        if origin.config["system"] != recipe.system.name:
+            where, got = recipe.train.init_from, origin.config["system"]
+            raise InputError("weights of another system", where=where, expected=recipe.system.name, got=got)
+        return replace(recipe, left=tuple(origin.config["model"])).completed(origin.config["model"])
+    return recipe.completed(data.fitted(recipe.config["model"])) if recipe.left else recipe
 
 
 def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress: bool = True) -> Path:
@@ -105,19 +177,23 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     """
     folder = Path(folder)
     last = folder / "checkpoints" / "last.ckpt"
-    if resume:
-        _refuse_other_recipe(recipe, folder)
-    elif (folder / "config.yaml").exists() and _is_first_process():
+    stored = _refuse_other_recipe(recipe, folder) if resume else None
+    if not resume and (folder / "config.yaml").exists() and _is_first_process():
         raise InputError("the folder holds a run", where=folder, expected="another --name, or --resume to continue it")
     options = recipe.train
+    task, data = recipe.build_task(), recipe.build_data()
+    batches, validation = loaders(recipe, data)
+    recipe = _completed(recipe, data, stored)
     seed_everything(recipe.seed, verbose=False)
-    batches, validation = loaders(recipe)
-    module = TrainingModule(recipe.build_model(), recipe.build_task(), options, len(batches))
+    model = recipe.build_model()
+    if options.init_from:
+        model.load_state_dict(load_model(options.init_from).model.state_dict())
+    module = TrainingModule(model, task, options, _steps_per_epoch(batches))
     resume = resume and last.is_file()
     if resume and _finished(_read_checkpoint(last, module), recipe):
         return folder
     _rehearse(module, batches, validation)
-    trainer = _trainer(recipe, folder, progress)
+    trainer = _trainer(recipe, task, folder, progress)
     make_folder(folder)
     if _is_first_process():
         write_atomically(folder / "config.yaml", yaml.safe_dump(recipe.config, sort_keys=False))
@@ -133,14 +209,17 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     return folder
 
 
-@torch.no_grad()
 def _rehearse(module: TrainingModule, batches: DataLoader, validation: DataLoader) -> None:
     """One sample of each part, so that a model that does not fit the data is refused before anything is written."""
     sample, other = (loader.dataset[0] for loader in (batches, validation))
+    if sample.get(module.task.NEEDS) is None:
+        raise InputError("the task does not fit the data", expected=f"samples with {module.task.NEEDS}")
     try:
         with torch.random.fork_rng(devices=[]):
-            module.task.loss(module.model(sample), sample)
-            module.validation_step(other, 0)
+            sample, other = (module.task.cast(s, next(module.model.parameters()).dtype) for s in (sample, other))
+            module.task.loss(module.task.predict(module.model, sample, training=True), sample)
+            with torch.no_grad():
+                module.validation_step(other, 0)
     except InputError:
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
@@ -149,11 +228,13 @@ def _rehearse(module: TrainingModule, batches: DataLoader, validation: DataLoade
         ) from None
 
 
-def _trainer(recipe: Recipe, folder: Path, progress: bool) -> Trainer:
+def _trainer(recipe: Recipe, task: Task, folder: Path, progress: bool) -> Trainer:
     options = recipe.train
     callbacks: list[Callback] = [RunFolder(folder, recipe.config)]
     if options.patience:
-        callbacks.append(EarlyStopping("val_f_mse", patience=options.patience, check_on_train_epoch_end=False))
+        callbacks.append(
+            EarlyStopping(f"val_{task.monitor}", patience=options.patience, check_on_train_epoch_end=False)
+        )
     if progress:
         callbacks.append(EpochProgress(recipe.name))
     # Last, so that a checkpoint holds what the callbacks before it have just recorded.
@@ -186,6 +267,7 @@ def _trainer(recipe: Recipe, folder: Path, progress: bool) -> Trainer:
             deterministic="warn",
             logger=False,
             num_sanity_val_steps=0,
+            inference_mode=False,  # forces are derivatives
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
@@ -195,18 +277,23 @@ def _trainer(recipe: Recipe, folder: Path, progress: bool) -> Trainer:
         raise InputError("cannot train there", where=where, got=error) from None
 
 
-def _refuse_other_recipe(recipe: Recipe, folder: Path) -> None:
+def _refuse_other_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The stored configuration of the run, which is that of the recipe but for what it leaves to the data."""
     path = folder / "config.yaml"
     if not path.is_file():
         raise InputError("nothing to resume", where=folder, expected="a run folder (config.yaml)")
     try:
-        stored = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _flat(content)
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise InputError("corrupt configuration", where=path, got=error) from None
-    asked = _flat(recipe.config)
+    content = read_recipe(content).config  # with defaults of options that are younger than the run
+    stored, asked = _flat(content), _flat(recipe.config)
     for key in sorted(stored.keys() | asked.keys()):
-        if stored.get(key) != asked.get(key) and not key.startswith(_MAY_CHANGE):
+        left = key.removeprefix("model.").split(".")[0] in recipe.left
+        if stored.get(key) != asked.get(key) and not key.startswith(_MAY_CHANGE) and not left:
             raise InputError(f"{key} of another run", where=path, expected=stored.get(key), got=asked.get(key))
+    return content
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from copy import copy
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
 from equidyn.data.states import noisy
-from equidyn.tasks.trajectory import TrajectoryTask, roll_out
+from equidyn.tasks import Task
 from equidyn.train.process import compiled, keep_memory
 from equidyn.train.recipe import TrainOptions
 
@@ -39,14 +40,14 @@ class TrainingModule(LightningModule):
         steps_per_epoch: optimiser steps in one epoch, for the schedule.
     """
 
-    def __init__(self, model: nn.Module, task: TrajectoryTask, options: TrainOptions, steps_per_epoch: int) -> None:
+    def __init__(self, model: nn.Module, task: Task, options: TrainOptions, steps_per_epoch: int) -> None:
         super().__init__()
         self.model, self.task, self.options, self.steps_per_epoch = model, task, options, steps_per_epoch
         # A part of the state: it is saved and resumed with the rest.
         self.average = AveragedModel(model, multi_avg_fn=partial(_follow, options.ema)) if options.ema else None
         if self.average is not None:
             self.average.requires_grad_(False)
-        self._errors: list[tuple[int, Tensor]] = []
+        self._sums: dict[str, Tensor] = {}
         self._compiled: Callable[[Data], dict[str, Tensor]] | None = None
 
     @property
@@ -63,10 +64,24 @@ class TrainingModule(LightningModule):
         keep_memory()
 
     def on_after_batch_transfer(self, batch: Data, dataloader_idx: int) -> Data:
-        """Samples are stored in float32; training in float64 casts them."""
-        if self.options.precision != "64":
-            return batch
-        return copy(batch).apply(lambda t: t.double() if t.is_floating_point() else t)
+        """What the model sees, in the precision of the training."""
+        return self.task.cast(batch, torch.float64 if self.options.precision == "64" else torch.float32)
+
+    @property
+    def stage(self) -> int:
+        """0, or 1 from the epoch of `stage_two` on."""
+        second = self.options.stage_two
+        return int(second is not None and self.current_epoch >= second.epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """Enter the second stage when its time has come."""
+        second = self.options.stage_two
+        if second is None or not self.stage:
+            return
+        self.task = replace(self.task, **second.task)
+        if self.options.schedule == "plateau":  # other schedules know of it
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = second.lr * group["factor"]
 
     def training_step(self, batch: Data, index: int) -> Tensor:
         """The loss of one batch."""
@@ -76,7 +91,7 @@ class TrainingModule(LightningModule):
                 (torch.initial_seed() * 1_000_003 + self.global_step) * 1_009 + self.global_rank
             )
             batch = noisy(batch, self.options.noise, generator)
-        terms = self.task.loss(self._predict(batch), batch)
+        terms = self.task.loss(self.task.predict(self._forward, batch, training=True), batch)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
@@ -85,7 +100,7 @@ class TrainingModule(LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.pos), sync_dist=True)
         return loss
 
-    def _predict(self, batch: Data) -> dict[str, Tensor]:
+    def _forward(self, batch: Data) -> dict[str, Tensor]:
         """The model's outputs, compiled if that is asked for and works here."""
         if self._compiled is not None:
             try:
@@ -103,21 +118,22 @@ class TrainingModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the errors of the last evaluation."""
-        self._errors = []
+        self._sums = {}
 
     def validation_step(self, batch: Data, index: int) -> None:
         """Collect the errors of one batch."""
-        model = self.evaluated
-        out = {"trajectory": roll_out(model, batch)} if self.task.rollout else model(batch)
-        self._errors.append((len(batch.pos), self.task.errors(out, batch)))
+        out = self.task.predict(self.evaluated, batch, training=False)
+        for name, value in self.task.measure(out, batch).items():
+            value = value.detach().double().cpu()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def on_validation_epoch_end(self) -> None:
-        """Log F-MSE and A-MSE."""
-        counts = torch.tensor([count for count, _ in self._errors], dtype=torch.float64)
-        errors = torch.stack([error.double().cpu() for _, error in self._errors])
-        horizon = (errors * counts[:, None]).sum(0) / counts.sum()
-        self.log("val_f_mse", horizon[-1].to(self.device), sync_dist=True)
-        self.log("val_a_mse", horizon.mean().to(self.device), sync_dist=True)
+        """Log the errors."""
+        metrics = self.task.metrics(self._sums)
+        for name in self.task.METRICS:
+            self.log(
+                f"val_{name}", torch.tensor(metrics[name], dtype=torch.float64, device=self.device), sync_dist=True
+            )
 
     def configure_optimizers(self) -> Any:
         """Adam or AdamW, with the schedule of the recipe."""
@@ -125,16 +141,53 @@ class TrainingModule(LightningModule):
         kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
         # Lightning takes a fused optimiser under autocast for one that unscales gradients, and refuses to clip them.
         fused = options.precision != "bf16"
-        optimizer = kind(self.model.parameters(), options.lr, weight_decay=options.weight_decay, fused=fused)
-        total, warmup = options.epochs * self.steps_per_epoch, options.warmup * self.steps_per_epoch
-
-        def factor(step: int) -> float:
-            rise = min(1.0, (step + 1) / (warmup + 1))
-            if options.halve_every:
-                rise *= 0.5 ** (step // (options.halve_every * self.steps_per_epoch))
-            if options.schedule == "constant":
-                return rise
-            return rise * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(step, total) / total))))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        groups = parameter_groups(self.model, options)
+        optimizer = kind(groups, options.lr, amsgrad=options.amsgrad, fused=fused)
+        if options.schedule == "plateau":
+            plateau = options.plateau
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, factor=plateau.factor, patience=plateau.patience, threshold=plateau.threshold
+            )
+            monitored = {"monitor": f"val_{self.task.monitor}", "interval": "epoch", "frequency": options.eval_every}
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **monitored}}
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_factor, options, self.steps_per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _factor(options: TrainOptions, steps_per_epoch: int, step: int) -> float:
+    """The learning rate of a step as a share of the largest one."""
+    total, warmup = options.epochs * steps_per_epoch, options.warmup * steps_per_epoch
+    second = options.stage_two
+    if second is not None and step >= second.epoch * steps_per_epoch:
+        return second.lr / options.lr
+    rise = min(1.0, (step + 1) / (warmup + 1))
+    if options.halve_every:
+        rise *= 0.5 ** (step // (options.halve_every * steps_per_epoch))
+    if options.schedule == "constant":
+        return rise
+    return rise * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(step, total) / total))))
+
+
+def parameter_groups(model: nn.Module, options: TrainOptions) -> list[dict[str, Any]]:
+    """Parameters with their learning rate and weight decay: one group for each pair of values.
+
+    Raises:
+        InputError: a pattern that no parameter's name matches.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for key, patterns in (("decay_only", options.decay_only), ("lr_factors", options.lr_factors)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name, _ in named):
+                expected = f"a pattern of names like {named[0][0]}"
+                raise InputError("no such parameter", where=f"train.{key}", expected=expected, got=pattern)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        matching = [factor for pattern, factor in options.lr_factors.items() if fnmatchcase(name, pattern)]
+        decays = not options.decay_only or any(fnmatchcase(name, pattern) for pattern in options.decay_only)
+        values = (matching[-1] if matching else 1.0, options.weight_decay if decays else 0.0)
+        groups.setdefault(values, []).append(parameter)
+    return [
+        {"params": params, "lr": options.lr * factor, "factor": factor, "weight_decay": decay}
+        for (factor, decay), params in groups.items()
+        if factor
+    ]

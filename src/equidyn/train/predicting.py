@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from equidyn.data import DATASETS
 from equidyn.data.md_trajectories import MolecularDynamics, MoleculeDataset
 from equidyn.data.mocap import Mocap, SkeletonDataset
 from equidyn.data.nbody import NBody, ParticleDataset
 from equidyn.data.periodic import Periodic, PeriodicDataset
 from equidyn.data.proteins import Protein, ProteinDataset
-from equidyn.tasks.trajectory import TrajectoryTask, roll_out
-from equidyn.train.checkpoint import Trained
-from equidyn.train.recipe import build_arguments
+from equidyn.tasks.trajectory import TrajectoryTask
+from equidyn.train.checkpoint import Trained, build_family
 
 Family = NBody | Mocap | Periodic | MolecularDynamics | Protein
 Part = ParticleDataset | SkeletonDataset | PeriodicDataset | MoleculeDataset | ProteinDataset
@@ -25,9 +23,7 @@ Part = ParticleDataset | SkeletonDataset | PeriodicDataset | MoleculeDataset | P
 
 def family_of(trained: Trained, **other: Any) -> Family:
     """The data family of a run, with other arguments than its recipe's."""
-    given = dict(trained.config["data"])
-    kind = DATASETS[given.pop("dataset")]
-    return kind(**build_arguments(kind, given | other))
+    return build_family(trained.config, **other)
 
 
 def task_of(trained: Trained) -> TrajectoryTask:
@@ -38,9 +34,7 @@ def task_of(trained: Trained) -> TrajectoryTask:
 @torch.no_grad()
 def predict(model: nn.Module, task: TrajectoryTask, sample: Data) -> dict[str, Tensor]:
     """The outputs of a model, `trajectory` among them, with roll-out where the task asks for it."""
-    if task.rollout:
-        return {"trajectory": roll_out(model, sample)}
-    out = model(sample)
+    out = task.predict(model, sample, training=False)
     return out | {"trajectory": task.predicted(out, sample)}
 
 

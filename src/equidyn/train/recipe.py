@@ -3,7 +3,7 @@
     name: nbody-egno-paper          # run folder: runs/<name>
     system: egno                    # a name of `equidyn list`
     seed: 1
-    model: {...}                    # arguments of the system's class
+    model: {...}                    # arguments of the system's class; what the data family can tell may be left out
     data: {dataset: nbody, ...}     # arguments of the data family
     task: {name: trajectory, ...}   # arguments of the task
     train: {...}                    # `TrainOptions`
@@ -17,10 +17,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from importlib import resources
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -33,6 +34,36 @@ from equidyn.models import SYSTEMS
 from equidyn.tasks import TASKS
 
 
+@dataclass(frozen=True)
+class Plateau:
+    """When the learning rate falls.
+
+    Attributes:
+        factor: what it is multiplied by.
+        patience: evaluations without improvement before it falls.
+        threshold: relative improvement that counts.
+    """
+
+    factor: float = 0.8
+    patience: int = 50
+    threshold: float = 1e-4
+
+
+@dataclass(frozen=True)
+class StageTwo:
+    """The last part of a training, with other weights and a constant learning rate.
+
+    Attributes:
+        epoch: where it begins, counted from 0.
+        lr: its learning rate.
+        task: options of the task that change, `{energy: 1000}`.
+    """
+
+    epoch: int
+    lr: float
+    task: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass
 class TrainOptions:
     """How a model is trained.
@@ -40,10 +71,21 @@ class TrainOptions:
     Attributes:
         epochs: passes over the training samples.
         batch_size: samples per step and process; the last incomplete batch of an epoch is dropped.
+        batch_atoms: most atoms in a batch, for structures of different sizes; 0 for no limit.
+        batch_edges: most edges in a batch; 0 for no limit.
         lr: learning rate of Adam.
+        lr_factors: factors of the learning rate by pattern of the parameter's name, `{layers.0.*: 0.1}`; the last one
+            that matches counts, 0 leaves the parameters as they are.
         weight_decay: L2 term of Adam ("adam") or decoupled ("adamw").
+        decay_only: patterns of the names of the parameters that decay; all if there are none.
         optimizer: "adam" or "adamw".
-        schedule: constant learning rate, or a cosine to zero at the last epoch after a linear warm-up.
+        amsgrad: Adam with the largest second moment so far.
+        schedule: constant learning rate; a cosine to zero at the last epoch, after a linear warm-up; or "plateau",
+            which falls where the validation error does not.
+        plateau: factor, patience (in evaluations) and threshold of that.
+        stage_two: from an epoch on other options of the task and a constant learning rate,
+            `{epoch: 60, lr: 1.0e-3, task: {energy: 1000}}`; the epoch kept is then one of these.
+        init_from: run folder whose weights the training starts from; its model section replaces that of the recipe.
         warmup: epochs of the warm-up.
         halve_every: epochs after which the learning rate is halved, again and again; 0 for never.
         clip: largest norm of the gradient; 0 for no limit.
@@ -68,10 +110,18 @@ class TrainOptions:
 
     epochs: int = 100
     batch_size: int = 100
+    batch_atoms: int = 0
+    batch_edges: int = 0
     lr: float = 1e-3
+    lr_factors: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 0.0
+    decay_only: tuple[str, ...] = ()
     optimizer: Literal["adam", "adamw"] = "adam"
-    schedule: Literal["constant", "cosine"] = "constant"
+    amsgrad: bool = False
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    plateau: Plateau = field(default_factory=Plateau)
+    stage_two: StageTwo | None = None
+    init_from: str | None = None
     warmup: float = 0.0
     halve_every: int = 0
     clip: float = 0.0
@@ -89,10 +139,15 @@ class TrainOptions:
         for name in ("epochs", "batch_size", "eval_every", "devices"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("eval_every", self.eval_every <= self.epochs, f"at most the {self.epochs} epochs")
-        for name in ("weight_decay", "warmup", "halve_every", "clip", "noise", "patience", "threads"):
+        counts = ("weight_decay", "warmup", "halve_every", "clip", "noise", "patience", "threads")
+        for name in (*counts, "batch_atoms", "batch_edges"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
         self._require("lr", 0 < self.lr < float("inf"), "more than 0")
         self._require("ema", 0 <= self.ema < 1, "0 or more and less than 1")
+        self._require("warmup", not self.warmup or self.schedule != "plateau", "0 with schedule: plateau")
+        self._require("lr_factors", all(0 <= f < float("inf") for f in self.lr_factors.values()), "0 or more")
+        second = self.stage_two
+        self._require("stage_two", second is None or (second.epoch > 0 and second.lr > 0), "epoch and lr above 0")
 
     def _require(self, name: str, right: bool, expected: str) -> None:
         if not right:
@@ -110,6 +165,7 @@ class Recipe:
         model, data, task: keyword arguments of the system's class, of the data family and of the task.
         train: training options.
         config: everything as plain values, as it is written to `config.yaml`.
+        left: arguments of the model that the recipe leaves to the data.
     """
 
     name: str
@@ -120,13 +176,34 @@ class Recipe:
     task: dict[str, Any]
     train: TrainOptions
     config: dict[str, Any] = field(repr=False)
+    left: tuple[str, ...] = ()
 
     def build_data(self) -> Any:
         """The data family."""
         return DATASETS[self.config["data"]["dataset"]](**self.data)
 
+    def completed(self, values: Mapping[str, Any]) -> Recipe:
+        """The same recipe with the arguments of the model that it left to the data.
+
+        Raises:
+            InputError: the model looks farther than the data's neighbours reach.
+        """
+        model = self.config["model"] | {name: _plain(values[name]) for name in self.left}
+        reach = self.data.get("cutoff")
+        if reach is not None and model.get("cutoff", reach) > reach:
+            got = f"model.cutoff {model['cutoff']}"
+            raise InputError("cutoff", where=self.name, expected=f"at most data.cutoff {reach}", got=got)
+        built = build_arguments(self.system.model, model)
+        return replace(self, model=built, config=self.config | {"model": model}, left=())
+
     def build_model(self) -> Any:
-        """The model, freshly initialised."""
+        """The model, freshly initialised.
+
+        Raises:
+            InputError: it cannot be built, or lacks arguments that were left to the data.
+        """
+        if self.left:
+            raise InputError("arguments left to the data", where=f"model of {self.name}", got=", ".join(self.left))
         return build_model(self.system.model, self.config["model"], f"model of {self.name}")
 
     def build_task(self) -> Any:
@@ -197,9 +274,11 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: S
     task_class = _named("task", task.pop("name", "trajectory"), TASKS, where)
     parser = ArgumentParser(exit_on_error=False)
     targets = {"model": entry.model, "data": dataset, "task": task_class, "train": TrainOptions}
-    given: dict[str, Any] = {"data": data, "task": task}
+    given: dict[str, Any] = {"data": data, "task": task, "model": _section(content, "model", where)}
+    offered = getattr(dataset, "FITTED", ())
+    left = {n for n in offered if n in signature(entry.model).parameters and n not in given["model"]}
     for section, target in targets.items():
-        parser.add_class_arguments(target, section)
+        parser.add_class_arguments(target, section, skip=left if section == "model" else None)
         values = given.setdefault(section, _section(content, section, where))
         known = [action.dest.split(".", 1)[1] for action in parser._actions if action.dest.startswith(f"{section}.")]
         _refuse_unknown(values, section, known, where)
@@ -219,8 +298,9 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: S
         "published": _section(content, "published", where),
     }
     built = {section: build_arguments(target, checked[section]) for section, target in targets.items()}
+    options = TrainOptions(**built["train"])
     return Recipe(
-        name, entry, seed, built["model"], built["data"], built["task"], TrainOptions(**built["train"]), _plain(config)
+        name, entry, seed, built["model"], built["data"], built["task"], options, _plain(config), tuple(sorted(left))
     )
 
 
@@ -245,8 +325,9 @@ def build_model(kind: type[nn.Module], values: Mapping[str, Any], where: object)
 
 
 def _build(kind: Any, value: Any) -> Any:
-    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
-        return kind(**value)
+    for part in (kind, *get_args(kind)):
+        if isinstance(part, type) and is_dataclass(part) and isinstance(value, Mapping):
+            return part(**value)
     return tuple(value) if isinstance(value, list) else value
 
 

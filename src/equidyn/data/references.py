@@ -1,0 +1,116 @@
+"""What a potential is measured from: energies of isolated atoms, and averages over the training structures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+
+from equidyn.core.errors import InputError, unknown_name
+from equidyn.data.frames import Frame
+
+
+@dataclass(frozen=True)
+class References:
+    """Energies of isolated atoms.
+
+    Attributes:
+        energies: eV by atomic number.
+        source: where they come from, in words.
+    """
+
+    energies: Mapping[int, float]
+    source: str
+
+    def of(self, frame: Frame) -> float:
+        """The sum over the atoms of a structure, in float64."""
+        return float(sum(self.energies[int(z)] for z in frame.numbers))
+
+    def __str__(self) -> str:
+        rows = ", ".join(f"{chemical_symbols[z]} {energy:.6f}" for z, energy in sorted(self.energies.items()))
+        return f"isolated-atom energies ({self.source}): {rows} eV"
+
+
+def isolated_energies(frames: Sequence[Frame]) -> dict[int, float]:
+    """Energies by atomic number of the single atoms among some structures.
+
+    Raises:
+        InputError: two different energies of one element.
+    """
+    found: dict[int, float] = {}
+    for frame in frames:
+        if len(frame) == 1 and frame.energy is not None:
+            z = int(frame.numbers[0])
+            if found.setdefault(z, frame.energy) != frame.energy:
+                raise InputError(
+                    f"two energies of an isolated {chemical_symbols[z]}", where=frame.where, got=frame.energy
+                )
+    return found
+
+
+def named_energies(given: Mapping[str, float]) -> dict[int, float]:
+    """Energies by atomic number from energies by chemical symbol.
+
+    Raises:
+        InputError: no such element.
+    """
+    for symbol in given:
+        if atomic_numbers.get(symbol, 0) < 1:
+            raise unknown_name("element", symbol, atomic_numbers, where="data.reference")
+    return {atomic_numbers[symbol]: float(energy) for symbol, energy in given.items()}
+
+
+def least_squares(frames: Sequence[Frame]) -> dict[int, float]:
+    """The energies per element that explain the total energies best; the shortest ones where several do equally well.
+
+    Raises:
+        InputError: no structure has an energy.
+    """
+    elements = sorted({int(z) for frame in frames for z in np.unique(frame.numbers)})
+    known = [frame for frame in frames if frame.energy is not None]
+    if not known:
+        raise InputError("no energies", where=frames[0].where, expected="at least one structure with an energy")
+    counts = np.array([[np.sum(frame.numbers == z) for z in elements] for frame in known], dtype=np.float64)
+    energies = np.array([frame.energy for frame in known])
+    found = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    return dict(zip(elements, found.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Averages over the training structures.
+
+    Attributes:
+        neighbours: mean number of neighbours within the cutoff, over atoms that have any.
+        force_rms: root mean square of the force components, eV/Å; 1 without forces.
+        force_rms_of: the same by element.
+        energy_mean: mean energy per atom beyond the isolated atoms, eV.
+    """
+
+    neighbours: float
+    force_rms: float
+    force_rms_of: Mapping[int, float]
+    energy_mean: float
+
+
+def statistics(frames: Sequence[Frame], degrees: Sequence[np.ndarray], references: References) -> Statistics:
+    """Averages over some structures, whose atoms have `degrees` neighbours."""
+    degree = np.concatenate(list(degrees)).astype(np.float64)
+    degree = degree[degree > 0]
+    labelled = [frame for frame in frames if frame.forces is not None]
+    forces = np.concatenate([frame.forces for frame in labelled] or [np.ones((1, 3))])
+    numbers = np.concatenate([frame.numbers for frame in labelled] or [np.zeros(1, dtype=np.int64)])
+    square = np.square(forces).mean(1)
+    per_atom = [(f.energy - references.of(f)) / len(f) for f in frames if f.energy is not None]
+    rms = float(np.sqrt(square.mean()))
+    elements = sorted(references.energies)
+    of = {z: float(np.sqrt(square[numbers == z].mean())) if (numbers == z).any() else rms for z in elements}
+    usable = lambda value: value if value > 0 else 1.0  # noqa: E731 (all forces zero: single atoms, perfect crystals)
+    return Statistics(
+        neighbours=float(degree.mean()) if len(degree) else 1.0,
+        force_rms=usable(rms),
+        force_rms_of={z: usable(value) for z, value in of.items()},
+        energy_mean=float(np.mean(per_atom)) if per_atom else 0.0,
+    )
