@@ -286,7 +286,7 @@ def test_a_loaded_model_is_the_trained_one(run, tiny_data):
     sample = read_trajectories(tiny_data)
     assert not trained.model.training
     assert trained.config["name"] == "trained"
-    assert trained.info.keys() == {"epoch", "val_f_mse"}
+    assert trained.info.keys() == {"epoch", "val_f_mse", "val_a_mse"}
     kept = safetensors.torch.load_file(run / "model.safetensors")
     assert all(torch.equal(value, kept[name]) for name, value in trained.model.state_dict().items())
     assert len(sample) == 30
