@@ -11,23 +11,36 @@ from equidyn.cli import main
 from equidyn.core.errors import InputError
 from equidyn.deploy import load_potential
 from equidyn.deploy.export import Program, compare, example, export, trace
+from equidyn.deploy.potential import Potential
+from equidyn.models.nequip import NequIP, NequIPOptions
+
+LIMIT = {"float64": 1e-13, "float32": 1e-4}
 
 
-def test_static_form_equals_the_model(run):
-    potential = load_potential(run)
-    assert compare(potential, Program(potential)) < 1e-13
+@pytest.mark.parametrize("dtype", LIMIT)
+def test_program_equals_the_model(run, dtype):
+    potential = load_potential(run, dtype=dtype)
+    assert compare(potential, Program(potential)) < LIMIT[dtype]
 
 
-# Tracing and compiling take a minute or more of processor time.
+# Compiling takes a minute or more of processor time.
 slow = pytest.mark.skipif(not os.environ.get("EQUIDYN_TEST_EXPORT"), reason="slow: set EQUIDYN_TEST_EXPORT=1")
 
 
-@slow
-def test_graph_is_open_in_its_sizes(mace_run):
-    potential = load_potential(mace_run)
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=slow)])
+def test_graph_is_open_in_its_sizes(run, dtype):
+    potential = load_potential(run, dtype=dtype)
     program = trace(potential)
-    for seed in (1, 2):  # other numbers of atoms and edges than it was traced with
-        assert compare(potential, program.module(), seed) < 1e-13
+    assert not any("equidyn" in str(node.target) for node in program.graph.nodes)
+    for seed in (1, 2):  # other numbers of atoms, edges, structures and elements than it was traced with
+        assert compare(potential, program.module(), seed) < LIMIT[dtype]
+
+
+def test_graph_fields_are_refused():
+    options = NequIPOptions(graph_fields={"total_charge": (-1, 1, 4)})
+    potential = Potential(NequIP(["H"], num_layers=1, num_features=2, options=options))
+    with pytest.raises(InputError, match="total_charge"):
+        Program(potential)
 
 
 def test_wrong_name(potential, tmp_path):

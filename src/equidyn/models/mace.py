@@ -45,6 +45,7 @@ from equidyn.ops.so3 import spherical_harmonics
 from equidyn.ops.species import Kinds, Species
 from equidyn.ops.steerable_convolution import Neighbourhood, Path, SteerableConvolution
 from equidyn.ops.symmetric_contraction import SymmetricContraction
+from equidyn.ops.tracing import traced
 
 Features = list[Tensor]
 Block = Literal["plain", "residual", "density", "density_residual", "nonlinear"]
@@ -372,13 +373,13 @@ class MACE(nn.Module):
     def prepare(self, sample: Data) -> tuple[Graph, Tensor]:
         """The sorted batch, and the head that each row asks for."""
         species = self.species(sample.z)
-        kinds = Kinds.sort(species)
-        edges = self._edges(kinds.inverse[sample.edge_index], len(species), self.embedding.dtype, copies=1)
+        kinds = Kinds.sort(species, len(self.species))
+        edges = self._edges(kinds.inverse[sample.edge_index], kinds.order.shape[0], self.embedding.dtype, copies=1)
         graph = Graph(kinds, species[kinds.order], edges)
         head, heads = sample.get("head"), self.reference.heads
         if head is None:
             return graph, torch.zeros_like(species)
-        if bool(((head < 0) | (head >= heads)).any()):
+        if not traced() and bool(((head < 0) | (head >= heads)).any()):
             raise InputError("head", where="field head", expected=f"0 to {heads - 1}", got=head.tolist())
         return graph, head[graph_of_nodes(sample)[0]][kinds.order]
 
@@ -393,7 +394,7 @@ class MACE(nn.Module):
         cut, radial = polynomial_envelope(r / self.cutoff, self.cutoff_power), self.radial(r, *ends)
         radial, window = (radial, cut) if self.late else (radial * cut, torch.ones_like(cut))
         near = Neighbourhood.build(edges, spherical_harmonics(vector / r, self.sh_l) * window)
-        energy = r.new_zeros(len(pos), 1)
+        energy = r.new_zeros(pos.shape[0], 1)
         if self.repulsion is not None:  # switched off at the sum of the covalent radii
             switch = polynomial_envelope(r / self.radial.bond(r, *ends), self.cutoff_power)
             energy = edges.sum(self.repulsion(r, *ends) * switch)

@@ -44,6 +44,7 @@ from equidyn.ops.so3 import spherical_harmonics
 from equidyn.ops.species import Kinds, PerSpecies, Species
 from equidyn.ops.steerable import Block, Blocks, harmonic_parity
 from equidyn.ops.steerable_convolution import Neighbourhood, Path, SteerableConvolution
+from equidyn.ops.tracing import traced
 
 # Coulomb constant e^2 / (4 pi epsilon_0) in eV Å and in kcal/mol Å.
 _COULOMB = {"metal": 14.399645, "real": 332.06371}
@@ -156,7 +157,7 @@ class SelfConnection(nn.Module):
             product = atoms.kinds.times(h[n].index_select(0, atoms.kinds.order), matrices)
             found[self.irreps[n].irrep] = product.index_select(0, atoms.kinds.inverse)
         empty = h[0].new_zeros
-        return [found[b.irrep] if b.irrep in found else empty(len(h[0]), b.size, b.mul) for b in self.out]
+        return [found[b.irrep] if b.irrep in found else empty(h[0].shape[0], b.size, b.mul) for b in self.out]
 
 
 def paths_from(source: Block, targets: Sequence[Block], l_max: int) -> list[tuple[int, int, int]]:
@@ -335,8 +336,7 @@ class NequIP(nn.Module):
         basis = near.spread(basis.to(dtype))
 
         h, kinds = self._embed(sample, species, batch)
-        first = torch.tensor(kinds.counts, device=h.device).cumsum(0) - 1
-        atoms = Atoms(kinds, h[kinds.order[first]], self.norm[species].to(dtype)[:, None])
+        atoms = Atoms(kinds, h[kinds.example], self.norm[species].to(dtype)[:, None])
         blocks = [h[:, None]]
         for layer in self.layers:
             blocks = layer(blocks, basis, near, atoms)
@@ -348,16 +348,16 @@ class NequIP(nn.Module):
 
     def _embed(self, sample: Data, species: Tensor, batch: Tensor) -> tuple[Tensor, Kinds]:
         """What describes each atom, [N, F]: the features before the first layer; and the atoms by kind."""
-        parts, kind = [F.embedding(species, self.type_embedding)], species
+        parts, kind, number = [F.embedding(species, self.type_embedding)], species, len(self.species)
         for name, (low, high, _) in self.options.graph_fields.items():
             value = sample.get(name)
-            if value is None or (not torch.compiler.is_compiling() and bool(((value < low) | (value > high)).any())):
+            if value is None or (not traced() and bool(((value < low) | (value > high)).any())):
                 got = "none" if value is None else value.flatten().tolist()
                 raise InputError("graph field", where=name, expected=f"a whole number from {low} to {high}", got=got)
             index = value.flatten().long()[batch] - low
             parts.append(F.embedding(index, self.field_embeddings[name]))
-            kind = kind * (high - low + 1) + index
-        return torch.cat(parts, dim=1), Kinds.sort(kind)
+            kind, number = kind * (high - low + 1) + index, number * (high - low + 1)
+        return torch.cat(parts, dim=1), Kinds.sort(kind, number)
 
 
 def _geometry(sample: Data, edges: Edges) -> tuple[Tensor, Tensor]:

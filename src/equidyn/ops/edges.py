@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from equidyn.core.errors import InputError
 from equidyn.ops.cutoff import polynomial_envelope
+from equidyn.ops.tracing import exporting
 from equidyn.ops.vectors import length
 
 EDGES_AT_ONCE = 1 << 18
@@ -48,8 +49,14 @@ class Ends(NamedTuple):
     @staticmethod
     def of(node: Tensor, num_nodes: int) -> Ends:
         """From the node [E] at that end of each edge."""
-        count = torch.bincount(node, minlength=num_nodes)
+        count = _count(node, num_nodes)
         return Ends(node, torch.argsort(node, stable=True), count.cumsum(0) - count)
+
+
+def _count(node: Tensor, num_nodes: int) -> Tensor:
+    if exporting():  # the size of a `bincount` depends on values
+        return node.new_zeros(num_nodes).scatter_add(0, node, torch.ones_like(node))
+    return torch.bincount(node, minlength=num_nodes)
 
 
 def _gather(h: Tensor, node: Tensor) -> Tensor:
@@ -145,7 +152,7 @@ class Edges:
         shift = num_nodes * torch.arange(copies, device=edge_index.device)
         send, receive = (edge_index[:, None, :] + shift[:, None]).flatten(1)
         total = num_nodes * copies
-        degree = torch.bincount(receive, minlength=total).clamp(min=1)
+        degree = _count(receive, total).clamp(min=1)
         pairs = torch.stack([2 * receive, 2 * send + 1], dim=1).flatten()
         return Edges(Ends.of(receive, total), Ends.of(send, total), degree.to(dtype).reciprocal()[:, None], pairs)
 
@@ -261,6 +268,8 @@ class EdgeCache:
     @torch.compiler.disable
     def __call__(self, edge_index: Tensor, num_nodes: int, dtype: torch.dtype, copies: int) -> Edges:
         """The edges of `Edges.build` for the same arguments."""
+        if exporting():
+            return Edges.build(edge_index, num_nodes, dtype, copies)
         rest = (num_nodes, dtype, copies, edge_index.device)
         if self._last is None or self._last[1] != rest or not torch.equal(self._last[0], edge_index):
             edges = Edges.build(edge_index, num_nodes, dtype, copies)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equidyn.ops.tracing import exporting
+
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -55,7 +57,7 @@ class _Linear(torch.autograd.Function):
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     wide = min(weight.shape) >= 8  # thin maps are a few multiplications, not a product
     fits = x.is_cpu and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
-    return _HAS_ONEDNN and wide and fits and x.numel() > 0
+    return _HAS_ONEDNN and wide and fits and not exporting() and x.numel() > 0
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

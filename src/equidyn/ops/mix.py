@@ -54,4 +54,4 @@ class SpeciesMix(nn.Module):
 
 def _with_missing(x: Sequence[Tensor], blocks: int) -> list[Tensor]:
     """Blocks of l = 0, 1, ..., with those that are missing as blocks without channels."""
-    return [*x, *(x[0].new_zeros(len(x[0]), 2 * degree + 1, 0) for degree in range(len(x), blocks))]
+    return [*x, *(x[0].new_zeros(x[0].shape[0], 2 * degree + 1, 0) for degree in range(len(x), blocks))]

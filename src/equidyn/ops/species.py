@@ -10,6 +10,7 @@ from ase.data import atomic_numbers
 from torch import Tensor, nn
 
 from equidyn.core.errors import InputError, unknown_name
+from equidyn.ops.tracing import exporting, traced
 
 PerSpecies = float | Mapping[str, float]
 """One number for all species, or one for each by chemical symbol."""
@@ -47,10 +48,10 @@ class Species(nn.Module):
         """Places in the list [N] of atomic numbers z [N].
 
         Raises:
-            InputError: an element that is not in the list (not looked for while compiling).
+            InputError: an element that is not in the list (not looked for while traced).
         """
-        place = self.table[z.clamp(0, len(self.table) - 1)]
-        if not torch.compiler.is_compiling() and bool((place < 0).any()):
+        place = self.table[z.clamp(0, self.table.shape[0] - 1)]
+        if not traced() and bool((place < 0).any()):
             unknown = int(z[place < 0][0])
             raise InputError("unknown element", where="z", expected=f"one of {', '.join(self.symbols)}", got=unknown)
         return place
@@ -92,23 +93,44 @@ class Kinds(NamedTuple):
     """Atoms sorted by kind, so that what depends on the kind is a few matrix products.
 
     Attributes:
-        order: [N] atoms sorted by kind.
+        order: [N] atoms sorted by kind; exported, with rows to spare.
         inverse: [N] place of each atom in `order`.
         present: numbers of the kinds that occur, rising.
         counts: atoms of each of them.
+        example: one atom of each of them.
     """
 
     order: Tensor
     inverse: Tensor
     present: Tensor
     counts: list[int]
+    example: Tensor
 
     @staticmethod
-    def sort(kind: Tensor) -> Kinds:
-        """From the number of the kind of each atom [N]."""
+    def sort(kind: Tensor, number: int) -> Kinds:
+        """From the kind of each atom [N], from 0 to number - 1."""
+        if exporting():
+            return Kinds._open(kind, number)
         present, counts = torch.unique(kind, return_counts=True)
         order = torch.argsort(kind, stable=True)
-        return Kinds(order, torch.argsort(order), present, counts.tolist())
+        return Kinds(order, torch.argsort(order), present, counts.tolist(), order[counts.cumsum(0) - counts])
+
+    @staticmethod
+    def _open(kind: Tensor, number: int) -> Kinds:
+        """For an exported program, which has a part for each kind.
+
+        A compiler must know of a size that is read from data that it is neither 0 nor 1. So each kind has two rows
+        more than atoms, after them: what they hold, copies of atom 0, is computed and not read.
+        """
+        present = torch.arange(number, device=kind.device)
+        counts = torch.zeros_like(present).scatter_add(0, kind, torch.ones_like(kind))
+        order = torch.argsort(torch.cat([kind, present, present]), stable=True)
+        inverse, atom = torch.argsort(order)[: kind.shape[0]], torch.where(order < kind.shape[0], order, 0)
+        counts = counts + 2
+        sizes = counts.tolist()
+        for size in sizes:  # noted in the graph
+            torch.ops.aten.sym_constrain_range.default(size, min=2)
+        return Kinds(atom, inverse, present, sizes, atom[counts.cumsum(0) - counts])
 
     def times(self, x: Tensor, matrices: Tensor) -> Tensor:
         """Sorted rows times the matrix of their kind: [N, M, C] and [present kinds, C, C'] to [N, M, C']."""

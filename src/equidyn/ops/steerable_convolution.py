@@ -26,6 +26,7 @@ from equidyn.ops.constant import Constant
 from equidyn.ops.edges import Edges, send
 from equidyn.ops.slots import Chunk, Slots
 from equidyn.ops.so3 import wigner_3j
+from equidyn.ops.tracing import traced
 
 # Up to so many weights (edges times channels of all paths) training keeps what it computed, as long as memory is there:
 # to compute it again takes half as long again.
@@ -51,7 +52,7 @@ class Neighbourhood:
 
     Attributes:
         edges: of the nodes.
-        slots: their layout; None while compiling, as it depends on the edges and all else on shapes alone.
+        slots: their layout; None while traced, as it depends on the edges and all else on shapes alone.
         harmonics: [P, (l_max + 1)^2] in slots, or [E, ...] without.
     """
 
@@ -62,7 +63,7 @@ class Neighbourhood:
     @staticmethod
     def build(edges: Edges, harmonics: Tensor) -> Neighbourhood:
         """From harmonics [E, (l_max + 1)^2]."""
-        if torch.compiler.is_compiling() or not len(harmonics):
+        if traced() or not len(harmonics):
             return Neighbourhood(edges, None, harmonics)
         return Neighbourhood(edges, edges.slots, edges.slots.spread(harmonics))
 
@@ -117,7 +118,7 @@ class SteerableConvolution(nn.Module):
         h = torch.cat([block.flatten(1) for block in x], dim=1)
         sent = near.edges.from_senders(h) if near.slots is None else send(h, near.slots.senders)
         if near.slots is None:
-            summed = near.edges.sum(self.messages(sent, near.harmonics, radial(features), len(sent)))
+            summed = near.edges.sum(self.messages(sent, near.harmonics, radial(features), sent.shape[0]))
         elif len(near.slots.chunks) == 1 or (near.slots.count * self.weight_size <= _KEPT and _trains(radial)):
             chunks = near.slots.chunks
             sizes = [chunk.slots.stop - chunk.slots.start for chunk in chunks]
@@ -138,7 +139,7 @@ class SteerableConvolution(nn.Module):
         parts = sent.split(widths, dim=1)
         blocks = [part.unflatten(1, (2 * b[0] + 1, b[1])) for part, b in zip(parts, self.blocks, strict=True)]
         y = harmonics.split([2 * degree + 1 for degree in range(round(sqrt(harmonics.shape[1])))], dim=1)
-        per_row = len(sent) // max(rows, 1)
+        per_row = sent.shape[0] // max(rows, 1)
         matrices: dict[tuple[int, int, int], Tensor] = {}
         found = []
         for path, weight in zip(self.paths, weights.split(self.weight_sizes, dim=1), strict=True):
