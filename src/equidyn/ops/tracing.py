@@ -13,7 +13,8 @@ _exporting: ContextVar[bool] = ContextVar("exporting", default=False)
 
 def exporting() -> bool:
     """Whether within `for_export`."""
-    return _exporting.get()
+    # Dynamo cannot look into a context variable, and never runs within `for_export`.
+    return not torch.compiler.is_dynamo_compiling() and _exporting.get()
 
 
 def traced() -> bool:
