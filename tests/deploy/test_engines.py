@@ -13,9 +13,10 @@ from ase.build import molecule
 
 from equidyn import Calculator
 from equidyn.core.errors import InputError
+from equidyn.core.units import KJ_MOL
 from equidyn.deploy import load_potential
 from equidyn.deploy.lammps import attach, within_reach
-from equidyn.deploy.openmm import KJ_PER_MOL, make_force
+from equidyn.deploy.openmm import make_force
 from equidyn.deploy.potential import MissingExtraError, require
 from equidyn.deploy.torch_sim import make_model
 
@@ -67,15 +68,15 @@ def test_openmm(run, periodic):
     context, integrator = openmm_context(potential, atoms, periodic=periodic)
     state = context.getState(energy=True, forces=True)
     right = Calculator(potential).evaluate_many([atoms])[0]
-    assert state.getPotentialEnergy()._value == pytest.approx(right["energy"] * KJ_PER_MOL, rel=1e-12)
-    forces = state.getForces(asNumpy=True)._value / (10 * KJ_PER_MOL)
+    assert state.getPotentialEnergy()._value == pytest.approx(right["energy"] * KJ_MOL, rel=1e-12)
+    forces = state.getForces(asNumpy=True)._value / (10 * KJ_MOL)
     np.testing.assert_allclose(forces, right["forces"], rtol=0, atol=1e-9 * np.abs(right["forces"]).max())
     total = []
     for _ in range(20):
         integrator.step(1)
         state = context.getState(energy=True)
         total.append(state.getPotentialEnergy()._value + state.getKineticEnergy()._value)
-    assert np.ptp(total) / KJ_PER_MOL / len(atoms) < 1e-3
+    assert np.ptp(total) / KJ_MOL / len(atoms) < 1e-3
 
 
 def test_openmm_some_particles(potential):
@@ -88,7 +89,7 @@ def test_openmm_some_particles(potential):
     context.setPositions(np.concatenate([[[0, 0, 0.3]], atoms.positions / 10]))
     forces = context.getState(forces=True).getForces(asNumpy=True)._value
     right = Calculator(potential).evaluate_many([atoms])[0]["forces"]
-    np.testing.assert_allclose(forces[1:] / (10 * KJ_PER_MOL), right, atol=1e-9)
+    np.testing.assert_allclose(forces[1:] / (10 * KJ_MOL), right, atol=1e-9)
     assert not forces[0].any()
     with pytest.raises(InputError, match="unknown element"):
         make_force(potential, [92])

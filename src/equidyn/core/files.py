@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from equidyn.core.errors import InputError
 
@@ -25,6 +30,17 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise InputError("cannot write", where=path, got=error.strerror or error) from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as a compressed `.npz`, whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
 
 
 def make_folder(path: Path) -> None:

@@ -13,18 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from equidyn.core.units import HARTREE, KCAL_MOL
 from equidyn.data.frames import Floats, Frame
 
 _MOST = 200  # structures of one kind that are compared with each other
 _EXPLAINED = 0.5  # share of the energy differences that the line must explain to say something
 _KNOWN = {
     -1.0: "forces have the wrong sign (gradients?)",
-    27.211386: "forces in Hartree/Å beside energies in eV?",
+    HARTREE: "forces in Hartree/Å beside energies in eV?",
     51.422067: "forces in Hartree/Bohr beside energies in eV?",
-    23.060548: "energies in kcal/mol beside forces in eV/Å?",
-    1 / 27.211386: "energies in Hartree beside forces in eV/Å?",
+    KCAL_MOL: "energies in kcal/mol beside forces in eV/Å?",
+    1 / HARTREE: "energies in Hartree beside forces in eV/Å?",
     1 / 51.422067: "forces in eV/Å seen as Hartree/Bohr?",
-    1 / 23.060548: "forces in kcal/mol/Å beside energies in eV?",
+    1 / KCAL_MOL: "forces in kcal/mol/Å beside energies in eV?",
     0.529177: "energies in Hartree, forces in Hartree/Bohr?",
 }
 

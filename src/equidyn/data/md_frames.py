@@ -13,7 +13,6 @@ there are missing here. Lengths are in Å.
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import struct
 import warnings
@@ -27,10 +26,10 @@ import ase.io
 import numpy as np
 
 from equidyn.core.errors import InputError
-from equidyn.core.files import write_atomically
+from equidyn.core.files import write_arrays
+from equidyn.core.units import KCAL_MOL
 
 NEEDS_TOPOLOGY = (".dcd", ".xtc", ".trr", ".nc", ".ncdf", ".mdcrd", ".lammpsdump", ".h5md")
-KCAL_MOL = 23.060547830619  # kcal/mol in one eV
 
 
 @dataclass(frozen=True)
@@ -303,6 +302,4 @@ def write_md17(
         "E": energies[:, None] * KCAL_MOL,
         "F": forces * KCAL_MOL,
     }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays, dt=np.float64(frame_time), meta=json.dumps(dict(meta)))
-    write_atomically(Path(path), buffer.getvalue())
+    write_arrays(Path(path), arrays | {"dt": np.float64(frame_time), "meta": json.dumps(dict(meta))})

@@ -176,11 +176,6 @@ class MolecularDynamics:
         between = tuple(int(f) for f in np.unique(np.linspace(low, high, DENSE).round()))
         return None if set(between) <= set(self.frames) else replace(self, frames=between).part("test")
 
-    @staticmethod
-    def other(path: str) -> dict[str, Any]:
-        """Arguments that make another file the one to test on."""
-        return {"path": path}
-
     def after(self, frames: Sequence[int]) -> list[float]:
         """Times of frames: frames count from the input."""
         return [frame / self._unit() for frame in frames]

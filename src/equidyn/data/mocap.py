@@ -205,11 +205,6 @@ class Mocap:
         return [float(frame) for frame in frames]
 
     @staticmethod
-    def other(path: str) -> dict[str, Any]:
-        """Arguments that make another file the one to test on."""
-        return {"path": path}
-
-    @staticmethod
     def read(path: str | Path) -> Trajectories:
         """States to predict from: recordings, trials cut to the shortest one, or a file of `equidyn predict`."""
         if is_trajectories(path):

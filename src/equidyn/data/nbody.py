@@ -171,11 +171,6 @@ class NBody:
         return [(frame - self.start) * self.frame_time for frame in frames]
 
     @staticmethod
-    def other(path: str) -> dict[str, Any]:
-        """Arguments that make another file the one to test on."""
-        return {"path": path}
-
-    @staticmethod
     def read(path: str | Path) -> Trajectories:
         """States to predict from."""
         return read_trajectories(path)

@@ -171,11 +171,6 @@ class Periodic:
     def every_frame(self) -> None:
         """No denser samples: a liquid at many times at once takes much memory."""
 
-    @staticmethod
-    def other(path: str) -> dict[str, Any]:
-        """Arguments that make another file the one to test on."""
-        return {"path": path}
-
     def after(self, frames: Sequence[int]) -> list[float]:
         """Times of frames, counted from the input state."""
         times = self.read(self.path).times

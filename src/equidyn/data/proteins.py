@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -151,11 +150,6 @@ class Protein:
 
     def every_frame(self) -> None:
         """No denser samples: a protein at many times at once takes much memory."""
-
-    @staticmethod
-    def other(path: str) -> dict[str, Any]:
-        """Arguments that make another file the one to test on."""
-        return {"path": path}
 
     def after(self, frames: Sequence[int]) -> list[float]:
         """Times of frames: frames count from the input."""

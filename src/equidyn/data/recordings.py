@@ -16,7 +16,6 @@ Lengths are in the unit of the source. For `.asf` that is the skeleton's own: at
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from equidyn.core.errors import InputError
-from equidyn.core.files import write_atomically
+from equidyn.core.files import write_arrays
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
@@ -166,9 +165,7 @@ def write_recordings(path: str | os.PathLike[str], recordings: Recordings) -> No
         arrays["frame_time"] = np.float64(recordings.frame_time)
     for part, split in recordings.split.items():
         arrays[f"{part}_trials"], arrays[f"{part}_starts"] = split
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(Path(path), buffer.getvalue())
+    write_arrays(Path(path), arrays)
 
 
 def _read_packed(path: Path) -> Recordings:

@@ -10,12 +10,13 @@ import torch
 from ase.data import chemical_symbols
 
 from equidyn.core.errors import InputError
+from equidyn.core.units import HARTREE, KCAL_MOL, KJ_MOL
 from equidyn.data.frames import LABELS, Frame
 from equidyn.ops.neighbors import neighbor_list
 
 _COINCIDENT = 0.1  # Å; no two nuclei come closer
 _USUAL_FORCE = 1.0  # eV/Å, root mean square of thermal structures
-UNITS = {"Hartree": 1 / 27.211386, "kcal/mol": 23.060548, "kJ/mol": 96.485332}
+UNITS = {"Hartree": 1 / HARTREE, "kcal/mol": KCAL_MOL, "kJ/mol": KJ_MOL}
 """How large the number is that stands for 1 eV in other units."""
 
 

@@ -87,11 +87,6 @@ class Structures:
         self._atoms: dict[int, float] = {}
         self._parts: dict[str, StructureDataset] = {}
 
-    @staticmethod
-    def other(path: str) -> dict[str, Any]:
-        """Arguments that make another file the one to test on."""
-        return {"test": {Path(path).name: path}}
-
     def part(self, name: str) -> StructureDataset:
         """The structures of one part: "train", "val" or "test" (all test files in one)."""
         if name == "test":

@@ -31,7 +31,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
-from equidyn.deploy.potential import Potential, Structure, join
+from equidyn.deploy.potential import Potential, Structure, atom_energies, join
 from equidyn.ops.tracing import for_export
 
 INPUTS = ("pos", "z", "edge_index", "edge_shift", "batch", "cell")
@@ -61,7 +61,7 @@ class Program(nn.Module):
         sample = Data(pos=pos, z=z, edge_index=edge_index, edge_shift=edge_shift, batch=batch, cell=cell, head=head)
         with for_export():
             out = self.derivatives(sample)
-        energies = out["atom_energy"] if "atom_energy" in out else out["node_energy"]
+        energies = atom_energies(out)
         return out["energy"], energies, out["forces"], out["virial"]
 
 

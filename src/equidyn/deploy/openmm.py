@@ -17,11 +17,9 @@ import numpy as np
 import torch
 
 from equidyn.core.errors import InputError
+from equidyn.core.units import KJ_MOL
 from equidyn.deploy.neighbors import SkinNeighbors
 from equidyn.deploy.potential import Potential, require
-
-KJ_PER_MOL = 96.48533212331002
-"""One eV."""
 
 
 def make_force(
@@ -59,7 +57,7 @@ def make_force(
             box = _in_angstrom(state.getPeriodicBoxVectors(asNumpy=True))
         edges = neighbors(pos, torch.from_numpy(box), pbc)
         out = potential(potential.structure(numbers, pos, edges, "OpenMM"))
-        return KJ_PER_MOL * float(out["energy"]), 10 * KJ_PER_MOL * out["forces"].cpu().numpy()
+        return KJ_MOL * float(out["energy"]), 10 * KJ_MOL * out["forces"].cpu().numpy()
 
     force = openmm.PythonForce(compute, {}, [] if particles is None else list(particles))
     force.setUsesPeriodicBoundaryConditions(periodic)

@@ -11,19 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from equidyn.ops.activations import SCALES
 from equidyn.ops.so3 import spherical_harmonics, wigner_3j
 
 if TYPE_CHECKING:
     from equidyn.interop.golden import Record
 
 SYSTEM = "e3nn conventions"
-# One over the root mean square of each activation of a normal variable, as e3nn estimates it from a million samples.
-_SCALES = {
-    "silu": 1.6791767923989418,
-    "tanh": 1.5937334472592695,
-    "sigmoid": 1.8467055342154763,
-    "abs": 1.001110600838467,
-}
 
 
 def _coupling(name: str, version: str) -> Tensor:
@@ -43,6 +37,6 @@ def replay(record: Record) -> dict[str, Tensor]:
         elif kind == "sh":
             unit = torch.nn.functional.normalize(record.inputs["vectors"], dim=1)
             tables[name] = spherical_harmonics(unit, int(rest.removeprefix("component_l0_to_")))
-        elif rest in _SCALES:
-            tables[name] = torch.tensor(_SCALES[rest], dtype=torch.float64)
+        elif rest in SCALES:
+            tables[name] = torch.tensor(SCALES[rest], dtype=torch.float64)
     return tables

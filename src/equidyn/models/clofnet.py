@@ -32,6 +32,7 @@ from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
 from equidyn.ops.edges import EdgeCache, Edges
 from equidyn.ops.frames import local_frame, safe_length, sine_cosine
+from equidyn.ops.graphs import mean_of_graph
 from equidyn.ops.linear import Linear, linear, side_by_side, split_linear
 from equidyn.ops.message import MessageWeights, fused_messages
 
@@ -309,8 +310,7 @@ def _centre(sample: Data) -> Tensor:
         return sample.centre
     if batch is None or pos.dim() == 3:
         return pos.mean(-2, keepdim=True)
-    count = torch.bincount(batch).clamp(min=1).to(pos)[:, None]
-    return (pos.new_zeros(len(count), 3).index_add(0, batch, pos) / count)[batch]
+    return mean_of_graph(pos, batch)
 
 
 ENTRY = Entry(

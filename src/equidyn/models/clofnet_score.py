@@ -30,6 +30,7 @@ from equidyn.core.catalogue import Citation, Entry
 from equidyn.core.errors import InputError, unknown_name
 from equidyn.ops.edges import EdgeCache, Edges
 from equidyn.ops.frames import Frame, local_frame, safe_length, sine_cosine
+from equidyn.ops.graphs import mean_of_graph
 from equidyn.ops.linear import Linear, split_linear
 
 Activation = Literal["relu", "silu", "softplus", "gelu", "tanh", "elu", "leaky_relu"]
@@ -202,8 +203,7 @@ class ClofNetScore(nn.Module):
         x, batch = sample.pos, sample.get("batch")
         batch = torch.zeros_like(sample.z) if batch is None else batch
         if self.centre == "graph":
-            count = torch.bincount(batch, minlength=len(sample.sigma)).clamp(min=1).to(x)[:, None]
-            x = x - (x.new_zeros(len(count), 3).index_add(0, batch, x) / count)[batch]
+            x = x - mean_of_graph(x, batch)
         edges = self._edges(sample.edge_index, len(x), x.dtype, copies=1)
         u = edges.from_receivers(x)
         d = edges.from_senders(x) - u

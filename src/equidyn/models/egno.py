@@ -40,6 +40,7 @@ from torch_geometric.data import Data
 from equidyn.core.catalogue import BACKBONES, Citation, Entry
 from equidyn.core.errors import InputError, unknown_name
 from equidyn.ops.edges import EdgeCache, Edges
+from equidyn.ops.graphs import mean_of_graph
 from equidyn.ops.linear import Linear, linear
 from equidyn.ops.temporal import Basis, TemporalConv, leaky_relu
 from equidyn.ops.time import sinusoidal_embedding
@@ -82,8 +83,7 @@ class _Rows:
         if self.graph is None:
             mean = self.pos.view(self.copies, self.num_nodes, -1).mean(1)
             return mean.repeat_interleave(self.num_nodes, 0)
-        count = torch.bincount(self.graph).clamp(min=1).to(self.pos)[:, None]
-        return (self.pos.new_zeros(len(count), 3).index_add(0, self.graph, self.pos) / count)[self.graph]
+        return mean_of_graph(self.pos, self.graph)
 
     def gravity(self, sample: Data) -> Tensor:
         """Direction of gravity for each row [R, 3]."""

@@ -8,13 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equidyn.ops.activations import activate
 from equidyn.ops.coupling import Attributes, contract, degrees, equal_runs, paths
 from equidyn.ops.edges import Edges
 from equidyn.ops.linear import linear
 from equidyn.ops.steerable import Block, Blocks
-
-# One over the root mean square of silu and sigmoid of a normal variable, as e3nn estimates them.
-SILU_SCALE, SIGMOID_SCALE = 1.6791767923989418, 1.8467055342154763
 
 
 class TensorProduct(nn.Module):
@@ -133,5 +131,5 @@ class Gate(nn.Module):
         scalars, *gates = parts[0].split(self.muls, dim=2)
         if not gates:
             return [F.silu(scalars)]
-        gated = [part * (SIGMOID_SCALE * gate.sigmoid()) for part, gate in zip(parts[1:], gates, strict=True)]
-        return [SILU_SCALE * F.silu(scalars), *gated]
+        gated = [part * activate("sigmoid", gate) for part, gate in zip(parts[1:], gates, strict=True)]
+        return [activate("silu", scalars), *gated]

@@ -16,6 +16,7 @@ from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
 from equidyn.data.nbody import particle_sample
+from equidyn.ops.graphs import mean_of_graph
 from equidyn.ops.skeleton import keep_bone_lengths
 
 
@@ -152,8 +153,7 @@ def _mean_velocity(sample: Data) -> Tensor:
     graph = sample.get("batch")
     if graph is None:
         return sample.vel.mean(-2, keepdim=True)
-    count = torch.bincount(graph).clamp(min=1).to(sample.vel)[:, None]
-    return (sample.vel.new_zeros(len(count), 3).index_add(0, graph, sample.vel) / count)[graph]
+    return mean_of_graph(sample.vel, graph)
 
 
 def fit_linear(samples: Iterable[Data]) -> Tensor:

@@ -40,8 +40,7 @@ def evaluate(run: str | Path, *, data: str | None = None, windows: int = 1, curv
     options = dict(trained.config["task"])
     name = options.pop("name")
     task = TASKS[name](**options)
-    kind = type(build_family(trained.config))
-    source = build_family(trained.config, **(kind.other(data) if data else {}))
+    source = build_family(trained.config, **(_tested_on(data, name) if data else {}))
     if name == "trajectory":
         measured = evaluate_trajectories(trained, task, source, windows=windows, curvature=curvature)
     elif windows != 1 or curvature:
@@ -64,6 +63,11 @@ def evaluate(run: str | Path, *, data: str | None = None, windows: int = 1, curv
     result |= _cost(trained.folder)
     write_atomically(trained.folder / "evaluation.json", json.dumps(_finite(result), indent=1, allow_nan=False))
     return result
+
+
+def _tested_on(path: str, task: str) -> dict[str, Any]:
+    """Arguments of a data family that make another file the one to test on."""
+    return {"test": {Path(path).name: path}} if task == "potential" else {"path": path}
 
 
 def _finite(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from equidyn import conformance
-from equidyn.core.files import write_atomically
+from equidyn.core.files import write_arrays
 from equidyn.data.structure_dataset import StructureDataset
 from equidyn.data.structures import Structures
 from equidyn.models import SYSTEMS
 from equidyn.ops.derivatives import WithForces
 from equidyn.tasks.potential import PotentialTask
 from equidyn.train.checkpoint import Trained
+from equidyn.train.symmetry import symmetry_errors
 
 _BATCH = 25
 _SHOWN = 3000  # values per parity plot
@@ -39,9 +38,7 @@ def evaluate_potential(trained: Trained, task: PotentialTask, source: Structures
         samples += len(part)
         for kind, pair in values.items():
             arrays[f"{name}/{kind}"] = _spread(pair)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(trained.folder / "predictions.npz", buffer.getvalue())
+    write_arrays(trained.folder / "predictions.npz", arrays)
     first = next(iter(source.tests().values()))
     return {
         "split": ", ".join(tables),
@@ -112,6 +109,4 @@ def _symmetry(trained: Trained, task: PotentialTask, part: StructureDataset) -> 
     periodic = ("cell", "pbc") if bool(batch.pbc.any()) else ()
     sample = Data(**{name: batch[name] for name in (*names, *periodic)})
     model = WithForces(trained.model.float(), create_graph=False)
-    checks = ("rotation", "reflection", "translation", "node_permutation", "edge_permutation", "batching")
-    report = conformance.check(model, sample, group=SYSTEMS[trained.config["system"]].symmetry)
-    return {name: report[name].error for name in checks if report[name].required and report[name].passed is not None}
+    return symmetry_errors(model, sample, SYSTEMS[trained.config["system"]].symmetry)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from torch_geometric.data import Data
 
 from equidyn import conformance
 from equidyn.core.errors import InputError
-from equidyn.core.files import write_atomically
+from equidyn.core.files import write_arrays
 from equidyn.core.trajectories import Trajectories
 from equidyn.data.nbody import NBody, initial_states
 from equidyn.models import SYSTEMS
@@ -33,8 +32,9 @@ from equidyn.tasks.trajectory import (
 )
 from equidyn.train.calibration import calibration
 from equidyn.train.checkpoint import Ensemble, Trained
-from equidyn.train.predicting import Family, Part, batches, family_of, per_graph, predict
+from equidyn.train.predicting import Family, Part, batches, family_of, per_graph, predict, task_of
 from equidyn.train.rolling import rolled
+from equidyn.train.symmetry import symmetry_errors
 
 SHOWN = 8  # samples in the report's animation
 DENSE = 50  # times it is asked for
@@ -116,8 +116,7 @@ def predict_trajectories(
         raise InputError("times to predict", where="--times", expected="different ones, 0 or later", got=asked)
     sample = family.sample(states, frame)
     sample.times = torch.tensor([asked], dtype=torch.float64)
-    task = TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
-    out = predict(trained.model, task, sample)
+    out = predict(trained.model, task_of(trained), sample)
     positions = per_graph(out["trajectory"], sample).transpose(1, 2).double()
     if "trajectory_vel" in out:
         velocities = per_graph(out["trajectory_vel"], sample).transpose(1, 2).double()
@@ -170,9 +169,7 @@ def _symmetry(model: nn.Module, test: Part, group: str) -> dict[str, float]:
     fields = {name: batch[name][0] if batch.pos.dim() == 3 else batch[name] for name in names if name in batch}
     shared = {name: batch[name] for name in ("edge_index", "times", "gravity", "cell") if name in batch}
     sample = Data(**fields, **shared)
-    checks = ("rotation", "reflection", "translation", "node_permutation", "edge_permutation", "batching")
-    report = conformance.check(model, sample, group=group)
-    found = {name: report[name].error for name in checks if report[name].required and report[name].passed is not None}
+    found = symmetry_errors(model, sample, group)
     return found | conformance.check_periodic(model, sample).errors() if "cell" in sample else found
 
 
@@ -250,6 +247,4 @@ def _write_predictions(folder: Path, sample: Data, predicted: Tensor) -> None:
             arrays["bonds"] = sample[name].T.numpy()
     if "gravity" in sample:
         arrays["up"] = -sample.gravity[0].numpy()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(folder / "predictions.npz", buffer.getvalue())
+    write_arrays(folder / "predictions.npz", arrays)
