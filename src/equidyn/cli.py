@@ -37,12 +37,14 @@ def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="equidyn", description="Learn how things move and interact in 3D.")
+    parser = argparse.ArgumentParser(
+        prog="equidyn", description="Learn how things move and interact in 3D.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"equidyn {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     def verb(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=text, description=text)
+        added = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)  # --seed is a key of recipes
         added.set_defaults(run=run)
         return added
 

@@ -110,6 +110,28 @@ def test_fused_messages_equal_the_plain_formula(shared, vectors):
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_fused_messages_compiled_in_bfloat16(vectors):
+    """What is kept for the backward pass differs there; the numbers are those of float32 to the digits of bfloat16."""
+    torch.manual_seed(0)
+    edges = Edges.build(RAGGED, 5, torch.float32, copies=2)
+    nodes, q, e = (_draw(*shape).detach().float().requires_grad_() for shape in ((10, 32), (10, 1), (5, 16)))
+    shapes = ((16, 1), (8, 16), (8,), (16, 8), (16,), (vectors, 16))
+    weights = [(0.5 * _draw(*shape)).detach().float().requires_grad_() for shape in shapes]
+    inputs = [nodes, q, e, *weights]
+
+    def gradients(messages, low):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            total, g = messages(nodes, q, e, edges, MessageWeights(*weights))
+        loss = total.float().pow(2).sum() + g.float().sin().sum()
+        return [total.float(), g.float(), *torch.autograd.grad(loss, inputs)]
+
+    torch._dynamo.reset()
+    compiled = gradients(torch.compile(fused_messages, backend="aot_eager"), True)
+    for low, full in zip(compiled, gradients(fused_messages, False), strict=True):
+        assert (low - full).norm() <= 0.03 * full.norm()
+
+
 @pytest.mark.parametrize(("points", "modes"), [(5, 2), (8, 5), (7, 4), (1, 1), (2, 2)])
 @pytest.mark.parametrize("channels", [2, 9])  # one matrix, one product per mode
 def test_the_real_form_is_the_fourier_form(points, modes, channels):

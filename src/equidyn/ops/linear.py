@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from equidyn.ops.tracing import exporting
 
+_THIN = 8  # maps with fewer inputs or outputs are a few multiplications, not a product
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -55,7 +56,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    wide = min(weight.shape) >= 8  # thin maps are a few multiplications, not a product
+    wide = min(weight.shape) >= _THIN
     fits = x.is_cpu and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
     return _HAS_ONEDNN and wide and fits and not exporting() and x.numel() > 0
 
@@ -77,11 +78,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             return linear(x.to(low), weight.to(low), None if bias is None else bias.to(low))
     if _takes_onednn(x, weight):
         return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+    if torch.compiler.is_compiling() and min(weight.shape) < _THIN and not exporting():
+        y = thin_product(x, weight)
+        return y if bias is None else y + bias
     return F.linear(x, weight, bias)
+
+
+def thin_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., C_in] @ weight.T, where one side of weight [C_out, C_in] is short, as a few multiplications.
+
+    The compiler fuses them with what stands around them.
+    """
+    if weight.shape[0] <= weight.shape[1]:
+        return torch.stack([(x * row).sum(-1) for row in weight], dim=-1)
+    terms = [column * row for column, row in zip(x.split(1, dim=-1), weight.T, strict=True)]
+    return sum(terms[1:], terms[0])
 
 
 def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """grad.T @ x, the gradient of the weight of a linear map, for grad [E, C_out] and x [E, C_in]."""
+    if torch.compiler.is_compiling() and min(grad.shape[1], x.shape[1]) < _THIN:
+        if grad.shape[1] <= x.shape[1]:
+            return torch.stack([(column * x).sum(0) for column in grad.split(1, dim=1)])
+        return torch.stack([(grad * column).sum(0) for column in x.split(1, dim=1)], dim=1)
     if torch.compiler.is_compiling() and _takes_onednn(x, grad[: grad.shape[1]]):
         # The compiler writes the transpose along with `grad` itself, which spares oneDNN the slow half of its work.
         return _product(grad.t().contiguous(), x.t())

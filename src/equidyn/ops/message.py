@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from equidyn.ops.edges import Edges, collect
-from equidyn.ops.linear import linear, weight_gradient
+from equidyn.ops.linear import linear, thin_product, weight_gradient
 
 _silu_backward = torch.ops.aten.silu_backward
 
@@ -47,54 +47,73 @@ class _Message(torch.autograd.Function):
         ctx: Any, nodes: Tensor, q: Tensor, shared: Tensor | None, factor: Tensor | None, edges: Edges, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         w = MessageWeights(*weights)
-        a = _first_map(nodes, q, shared, w.distance, edges)
-        p = a if w.weight1 is None else linear(F.silu(a), w.weight1, w.bias1)
-        b = linear(F.silu(p), w.weight2, w.bias2)
-        m = F.silu(b)
-        c = linear(m, w.weight3, w.bias3)
-        g = linear(F.silu(c), w.weight4, w.bias4)
-        ctx.save_for_backward(q, a, p, b, c, factor, *weights)
+        inner, of_a = _silu(_first_map(nodes, q, shared, w.distance, edges))
+        of_p = of_a
+        if w.weight1 is not None:
+            inner, of_p = _silu(linear(inner, w.weight1, w.bias1))
+        m, of_b = _silu(linear(inner, w.weight2, w.bias2))
+        outer, of_c = _silu(linear(m, w.weight3, w.bias3))
+        g = linear(outer, w.weight4, w.bias4)
+        ctx.save_for_backward(q, of_a, of_p, of_b, of_c, factor, *weights)
         ctx.edges, ctx.shared_rows = edges, None if shared is None else len(shared)
         return edges.sum(m if factor is None else m * factor), g
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sum: Tensor, grad_g: Tensor) -> tuple[Tensor | None, ...]:
-        q, a, p, b, c, factor, *weights = ctx.saved_tensors
-        w, edges = MessageWeights(*weights), ctx.edges
+        q, of_a, of_p, of_b, of_c, factor, *weights = ctx.saved_tensors
+        w, edges, rows = MessageWeights(*weights), ctx.edges, len(q)
         # g = W4 silu(c) + b4
-        grad_w4 = grad_g.T @ F.silu(c)
-        grad_c = _silu_backward(_few_columns(grad_g, w.weight4), c)
+        grad_w4 = weight_gradient(grad_g, _value(of_c, rows))
+        grad_c = _through_silu(of_c, thin_product(grad_g, w.weight4.T))
         # c = W3 m + b3, and m also entered the sum
-        grad_w3, grad_b3 = weight_gradient(grad_c, F.silu(b)), grad_c.sum(0)
+        m = _value(of_b, rows)
+        grad_w3, grad_b3 = weight_gradient(grad_c, m), grad_c.sum(0)
         arrived, grad_factor = grad_sum.index_select(0, edges.receivers.node), None
         if factor is not None:
-            grad_factor = (arrived * F.silu(b)).sum(1, keepdim=True)
+            grad_factor = (arrived * m).sum(1, keepdim=True)
             arrived = arrived.mul_(factor)
-        grad_m = linear(grad_c, w.weight3.T).add_(arrived)
-        grad_b = _silu_backward.grad_input(grad_m, b, grad_input=grad_m)
+        grad_b = _through_silu(of_b, linear(grad_c, w.weight3.T).add_(arrived))
         # b = W2 silu(p) + b2
-        grad_w2, grad_b2 = weight_gradient(grad_b, F.silu(p)), grad_b.sum(0)
-        grad_p = linear(grad_b, w.weight2.T)
-        grad_a = _silu_backward.grad_input(grad_p, p, grad_input=grad_p)
+        grad_w2, grad_b2 = weight_gradient(grad_b, _value(of_p, rows)), grad_b.sum(0)
+        grad_a = _through_silu(of_p, linear(grad_b, w.weight2.T))
         grad_w1 = grad_b1 = None
         if w.weight1 is not None:  # p = W1 silu(a) + b1
-            grad_w1, grad_b1 = weight_gradient(grad_a, F.silu(a)), grad_a.sum(0)
-            grad_a = linear(grad_a, w.weight1.T)
-            grad_a = _silu_backward.grad_input(grad_a, a, grad_input=grad_a)
+            grad_w1, grad_b1 = weight_gradient(grad_a, _value(of_a, rows)), grad_a.sum(0)
+            grad_a = _through_silu(of_a, linear(grad_a, w.weight1.T))
         # a = r_i + s_j + W q + e
         grad_nodes = torch.cat([collect(grad_a, end) for end in (edges.receivers, edges.senders)], dim=1)
-        grad_q, grad_distance = linear(grad_a, w.distance.T), grad_a.T @ q
-        grad_shared = None if ctx.shared_rows is None else grad_a.view(-1, ctx.shared_rows, a.shape[1]).sum(0)
+        grad_q, grad_distance = linear(grad_a, w.distance.T), weight_gradient(grad_a, q)
+        grad_shared = None if ctx.shared_rows is None else grad_a.view(-1, ctx.shared_rows, grad_a.shape[1]).sum(0)
         grad_b4 = None if w.bias4 is None else grad_g.sum(0)
         by_weight = (grad_distance, grad_w2, grad_b2, grad_w3, grad_b3, grad_w4, grad_b4, grad_w1, grad_b1)
         return grad_nodes, grad_q, grad_shared, grad_factor, None, *by_weight
 
 
-def _few_columns(x: Tensor, weight: Tensor) -> Tensor:
-    """x [E, K] @ weight [K, H'] for a small K, by multiplications, which the compiler fuses with what follows."""
-    terms = [column * row for column, row in zip(x.unsqueeze(-1).unbind(1), weight, strict=True)]
-    return sum(terms[1:], terms[0])
+def _silu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """silu(x) [E, H], and what to keep of it for the backward pass: x.
+
+    In compiled bfloat16, where exponentials are a quarter of a step and room is plenty, value and slope [2 E, H] are
+    kept instead. They are joined because the compiler would compute again whatever is elementwise.
+    """
+    if not (torch.compiler.is_compiling() and x.dtype is torch.bfloat16):
+        return F.silu(x), x
+    sigmoid = x.sigmoid()
+    value = x * sigmoid
+    kept = torch.cat([value, sigmoid + value * (1 - sigmoid)])
+    return kept[: len(x)], kept
+
+
+def _value(kept: Tensor, rows: int) -> Tensor:
+    """silu(x) [E, H] from what `_silu` kept."""
+    return F.silu(kept) if len(kept) == rows else kept[:rows]
+
+
+def _through_silu(kept: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of silu(x) [E, H] as that of x; it may overwrite `grad`."""
+    if len(kept) > len(grad):
+        return grad * kept[len(grad) :]
+    return _silu_backward.grad_input(grad, kept, grad_input=grad)
 
 
 def _first_map(nodes: Tensor, q: Tensor, shared: Tensor | None, distance: Tensor, edges: Edges) -> Tensor:
