@@ -31,10 +31,18 @@ def test_from_simulation_to_report(tmp_path, monkeypatch, content, capfd):
 
     content["data"] |= {"path": "data.npz", "train": 10, "test": 8}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-    assert main(["train", "recipe.yaml", "--name", "mine", "--model.hidden_dim", "4", "--train.lr=2e-3"]) == 0
+    assert (
+        main(["train", "recipe.yaml", "--name", "mine", "--model.hidden_dim", "4", "--train.lr=2e-3", "--seed", "3"])
+        == 0
+    )
     assert f"run folder: {run.relative_to(tmp_path)}" in capfd.readouterr().out
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert (config["name"], config["model"]["hidden_dim"], config["train"]["lr"]) == ("mine", 4, 2e-3)
+    assert (config["name"], config["seed"], config["model"]["hidden_dim"], config["train"]["lr"]) == (
+        "mine",
+        3,
+        4,
+        2e-3,
+    )
     with (run / "metrics.csv").open() as file:
         assert [(row["epoch"], row["step"]) for row in csv.DictReader(file)] == [("2", "4"), ("4", "8")]
     assert load_model(run).model.embedding.out_features == 4

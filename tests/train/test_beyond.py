@@ -10,16 +10,19 @@ import torch
 import yaml
 
 from equidyn.cli import main
+from equidyn.conformance import random_sample
 from equidyn.core.errors import InputError
 from equidyn.data import Periodic
 from equidyn.data.mocap import skeleton_sample
 from equidyn.data.nbody import particle_sample
 from equidyn.data.states import noisy, with_state
 from equidyn.data.trajectories import read_trajectories, write_trajectories
+from equidyn.models.egno import EGNO
 from equidyn.simulate import Liquid, simulate_liquid
-from equidyn.tasks.trajectory import roll_windows
+from equidyn.tasks.trajectory import TrajectoryTask, roll_windows
 from equidyn.train import evaluate, load_model, read_recipe, run_leaderboard, train, write_ensemble
 from equidyn.train.calibration import _compare
+from equidyn.train.checkpoint import Ensemble
 from equidyn.train.leaderboard import _evaluated
 from equidyn.train.rolling import _bonds
 
@@ -178,6 +181,19 @@ def test_an_ensemble_is_evaluated_like_a_run(ensemble):
     assert result["symmetry"]["rotation"] < 1e-4
     assert main(["report", str(ensemble), str(members(ensemble)[0])]) == 0
     assert "tiny-ensemble, ensemble" in (ensemble / "report.html").read_text()
+
+
+def test_an_ensemble_of_skeletons_is_the_mean_of_skeletons():
+    """Before bones are given their lengths a member may put joints anywhere along them."""
+    torch.manual_seed(0)
+    task = TrajectoryTask(bone_lengths=True)
+    models = [EGNO(2, 2, 8, 2, times=(1.0, 2.0)).double() for _ in range(2)]
+    sample = random_sample(nodes=4)
+    sample.times = None
+    sample.bone_index = torch.tensor([[1, 2, 3], [0, 1, 1]])
+    each = [task.predicted(model(sample), sample) for model in models]
+    out = Ensemble(models, task)(sample)
+    torch.testing.assert_close(out["trajectory"], (each[0] + each[1]) / 2, rtol=0, atol=1e-12)
 
 
 def test_bad_ensembles(ensemble, trained_run, tmp_path):

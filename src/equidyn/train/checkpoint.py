@@ -22,6 +22,7 @@ from equidyn.core.errors import InputError, unknown_name
 from equidyn.core.files import make_folder, write_atomically
 from equidyn.data import DATASETS
 from equidyn.models import SYSTEMS
+from equidyn.tasks.trajectory import TrajectoryTask
 from equidyn.train.recipe import build_arguments, build_model
 
 FORMAT_VERSION = 1
@@ -63,28 +64,45 @@ def save_model(folder: Path, model: nn.Module, config: dict[str, Any], info: dic
     write_atomically(folder / "model.json", json.dumps(description, indent=1))
 
 
+def trajectory_task(config: dict[str, Any]) -> TrajectoryTask:
+    """The task of a run."""
+    return TrajectoryTask(**{key: value for key, value in config["task"].items() if key != "name"})
+
+
 class Ensemble(nn.Module):
     """Several models of one recipe, trained from different seeds, as one.
 
     Its outputs are the means of theirs; `trajectory_std [N, P]` is the standard deviation of the predicted positions
     over the members, per coordinate (root mean square over the three).
+
+    Args:
+        members: the models.
+        task: theirs. Where it keeps bone lengths, positions are averaged after that: before it, each member is free to
+            put them anywhere along the bones.
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], task: TrajectoryTask) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members, self.task = nn.ModuleList(members), task
         for name in ("times", "symmetry"):
             if hasattr(members[0], name):
                 setattr(self, name, getattr(members[0], name))
 
     def forward(self, sample: Data) -> dict[str, Tensor]:
         """The mean of the members' outputs, and how far they disagree."""
-        outputs = [member(sample) for member in self.members]
+        outputs = [self._output(member, sample) for member in self.members]
         mean = {name: torch.stack([out[name] for out in outputs]).mean(0) for name in outputs[0]}
         name = "trajectory" if "trajectory" in mean else "pos"
         spread = torch.stack([out[name] - mean[name] for out in outputs])
         variance = spread.square().sum(0).mean(-1) / (len(outputs) - 1)
         return mean | {"trajectory_std": variance.sqrt() if name == "trajectory" else variance.sqrt().unsqueeze(-1)}
+
+    def _output(self, member: nn.Module, sample: Data) -> dict[str, Tensor]:
+        out = member(sample)
+        if not self.task.bone_lengths:
+            return out
+        positions = self.task.predicted(out, sample)
+        return out | ({"trajectory": positions} if "trajectory" in out else {"pos": positions.squeeze(-2)})
 
 
 def write_ensemble(folder: str | Path, runs: Sequence[str | Path]) -> Path:
@@ -153,7 +171,7 @@ def _load_ensemble(folder: Path) -> Trained:
     trained = _members(members, folder)
     errors = [member.info["val_f_mse"] for member in trained]
     info = {"epoch": max(member.info["epoch"] for member in trained), "val_f_mse": sum(errors) / len(errors)}
-    model = Ensemble([member.model for member in trained]).eval()
+    model = Ensemble([member.model for member in trained], trajectory_task(trained[0].config)).eval()
     return Trained(model, trained[0].config | {"name": folder.name}, info, folder)
 
 

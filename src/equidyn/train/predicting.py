@@ -15,7 +15,7 @@ from equidyn.data.nbody import NBody, ParticleDataset
 from equidyn.data.periodic import Periodic, PeriodicDataset
 from equidyn.data.proteins import Protein, ProteinDataset
 from equidyn.tasks.trajectory import TrajectoryTask
-from equidyn.train.checkpoint import Trained, build_family
+from equidyn.train.checkpoint import Trained, build_family, trajectory_task
 
 Family = NBody | Mocap | Periodic | MolecularDynamics | Protein
 Part = ParticleDataset | SkeletonDataset | PeriodicDataset | MoleculeDataset | ProteinDataset
@@ -28,7 +28,7 @@ def family_of(trained: Trained, **other: Any) -> Family:
 
 def task_of(trained: Trained) -> TrajectoryTask:
     """The task of a run."""
-    return TrajectoryTask(**{k: v for k, v in trained.config["task"].items() if k != "name"})
+    return trajectory_task(trained.config)
 
 
 @torch.no_grad()
