@@ -66,7 +66,7 @@ class Soap(torch.optim.Optimizer):
                 if state:
                     update = _update(state, gradient, group)
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.sub_(update.view_as(weight), alpha=group["lr"])
+                    weight.sub_(update.reshape(weight.shape), alpha=group["lr"])
                     _remember(state, gradient, group)
                 else:
                     state |= _fresh(gradient, group)
