@@ -69,9 +69,11 @@ def test_the_seed_decides_every_bit(tiny_train):
     assert sorted(os.listdir(first)) == ["checkpoints", "config.yaml", "metrics.csv", "model.json", "model.safetensors"]
 
 
-def test_a_killed_run_resumes_bit_for_bit(content, tiny_train, tmp_path):
-    whole = tiny_train("whole", **EVERYTHING)
-    content["train"] |= EVERYTHING
+@pytest.mark.parametrize("optimizer", ["adamw", "soap"])
+def test_a_killed_run_resumes_bit_for_bit(optimizer, content, tiny_train, tmp_path):
+    options = EVERYTHING | {"optimizer": optimizer}
+    whole = tiny_train("whole", **options)
+    content["train"] |= options
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "equidyn.cli", "train", str(recipe), "--runs", str(tmp_path / "runs")]
@@ -89,8 +91,8 @@ def test_a_killed_run_resumes_bit_for_bit(content, tiny_train, tmp_path):
     assert 5 <= len(rows(killed)) < 30
     assert 4 <= last_state(killed)["epoch"] + 1 < 30  # it does not start over
     with pytest.raises(InputError, match="the folder holds a run"):
-        tiny_train("runs/tiny", **EVERYTHING)
-    tiny_train("runs/tiny", resume=True, **EVERYTHING)
+        tiny_train("runs/tiny", **options)
+    tiny_train("runs/tiny", resume=True, **options)
     assert rows(killed) == rows(whole)
     assert len(rows(whole)) == 30
     assert weights(killed) == weights(whole)

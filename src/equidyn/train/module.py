@@ -21,6 +21,7 @@ from equidyn.data.states import noisy
 from equidyn.tasks import Task
 from equidyn.train.process import compiled, keep_memory
 from equidyn.train.recipe import TrainOptions
+from equidyn.train.soap import Soap
 
 
 @torch.no_grad()
@@ -136,13 +137,9 @@ class TrainingModule(LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        """Adam or AdamW, with the schedule of the recipe."""
+        """The optimiser, with the schedule of the recipe."""
         options = self.options
-        kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-        # Lightning takes a fused optimiser under autocast for one that unscales gradients, and refuses to clip them.
-        fused = options.precision != "bf16"
-        groups = parameter_groups(self.model, options)
-        optimizer = kind(groups, options.lr, amsgrad=options.amsgrad, fused=fused)
+        optimizer = _optimizer(parameter_groups(self.model, options), options)
         if options.schedule == "plateau":
             plateau = options.plateau
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -152,6 +149,14 @@ class TrainingModule(LightningModule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **monitored}}
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_factor, options, self.steps_per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _optimizer(groups: list[dict[str, Any]], options: TrainOptions) -> torch.optim.Optimizer:
+    if options.optimizer == "soap":
+        return Soap(groups, options.lr)
+    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
+    # Lightning takes a fused optimiser under autocast for one that unscales gradients, and refuses to clip them.
+    return kind(groups, options.lr, amsgrad=options.amsgrad, fused=options.precision != "bf16")
 
 
 def _factor(options: TrainOptions, steps_per_epoch: int, step: int) -> float:

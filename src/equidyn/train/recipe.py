@@ -76,9 +76,10 @@ class TrainOptions:
         lr: learning rate of Adam.
         lr_factors: factors of the learning rate by pattern of the parameter's name, `{layers.0.*: 0.1}`; the last one
             that matches counts, 0 leaves the parameters as they are.
-        weight_decay: L2 term of Adam ("adam") or decoupled ("adamw").
+        weight_decay: L2 term of Adam ("adam") or decoupled ("adamw", "soap").
         decay_only: patterns of the names of the parameters that decay; all if there are none.
-        optimizer: "adam" or "adamw".
+        optimizer: "adam", "adamw", or "soap" (`equidyn.train.soap`), which learns more from each step and takes longer
+            for it; its cost grows with the cube of a layer's width.
         amsgrad: Adam with the largest second moment so far.
         schedule: constant learning rate; a cosine to zero at the last epoch, after a linear warm-up; or "plateau",
             which falls where the validation error does not.
@@ -116,7 +117,7 @@ class TrainOptions:
     lr_factors: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 0.0
     decay_only: tuple[str, ...] = ()
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "soap"] = "adam"
     amsgrad: bool = False
     schedule: Literal["constant", "cosine", "plateau"] = "constant"
     plateau: Plateau = field(default_factory=Plateau)
@@ -144,6 +145,7 @@ class TrainOptions:
             self._require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
         self._require("lr", 0 < self.lr < float("inf"), "more than 0")
         self._require("ema", 0 <= self.ema < 1, "0 or more and less than 1")
+        self._require("amsgrad", not (self.amsgrad and self.optimizer == "soap"), "false with optimizer: soap")
         self._require("warmup", not self.warmup or self.schedule != "plateau", "0 with schedule: plateau")
         self._require("lr_factors", all(0 <= f < float("inf") for f in self.lr_factors.values()), "0 or more")
         second = self.stage_two
