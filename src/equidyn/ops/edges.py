@@ -255,6 +255,11 @@ def in_parts(edges: Edges, work: Callable[[Edges, Tensor | None], tuple[Tensor, 
     return total
 
 
+def rows_of(values: Tensor | None, index: Tensor | None) -> Tensor | None:
+    """The rows [part, C] of numbered edges (None: of all), from values [E, C] of the first of several copies."""
+    return values if values is None or index is None else values[index % len(values)]
+
+
 def _minus(r: Tensor, shift: Tensor | None) -> Tensor:
     return r if shift is None else (r.view(-1, *shift.shape) - shift).view(r.shape)
 
