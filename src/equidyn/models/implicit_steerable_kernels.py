@@ -31,11 +31,12 @@ from torch_geometric.data import Data
 
 from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
-from equidyn.ops.edges import EdgeCache, Edges
+from equidyn.ops.edges import EdgeCache, Edges, in_parts, rows_of
 from equidyn.ops.fields import (
     Activation,
     EquivariantLinear,
     Field,
+    FieldBatchNorm,
     FieldBias,
     equivariant_linear,
     make_activation,
@@ -54,6 +55,8 @@ from equidyn.ops.representations import (
     solid_harmonics,
     vector_order,
 )
+
+Places = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -86,32 +89,40 @@ class KernelOptions:
 
 
 class _Paths:
-    """Which entries (a, b, m) of the basis maps of one part of the kernel's input are there at all.
+    """What of one part of the kernel's input reaches the entries (a, b) of some columns b of the kernel.
 
-    A map of the basis takes one irrep m to one irrep a of the output and one b of the input: nine in ten entries of the
+    A map of the basis takes one irrep to one irrep a of the rows and one b of the columns: nine in ten entries of the
     dense map are zero. The rows a that go together make a group, with the maps k that lead to them.
 
     Args:
-        basis: [K, d_out d_in, d_m].
-        rows: d_out.
+        columns: b.
+        groups: (a, k) of each group.
+        basis: [K, d_out, d_in, d_m].
     """
 
-    def __init__(self, basis: Tensor, rows: int) -> None:
-        parts = basis.unflatten(1, (rows, -1))  # [K, a, b, m]
-        reached = [tuple(row.nonzero().flatten().tolist()) for row in parts.abs().sum((2, 3)) > 1e-12]
-        self.groups = [(a, [k for k, own in enumerate(reached) if own == a]) for a in sorted(set(reached)) if a]
-        self.width, self.pairs = basis.shape[2], sum(len(a) * len(k) for a, k in self.groups)
-        found = [parts[k][:, list(a)].movedim(0, 1).flatten(0, 1) for a, k in self.groups]  # [(a, k), b, m]
-        self.constant = Constant(
-            torch.cat(found).transpose(0, 1).flatten(0, 1) if found else basis.new_zeros(0, self.width)
-        )
+    def __init__(self, columns: Places, groups: list[tuple[Places, list[int]]], basis: Tensor) -> None:
+        self.columns, self.groups, self.pairs = columns, groups, sum(len(a) * len(k) for a, k in groups)
+        found = [basis[k][:, list(a)][:, :, list(columns)].movedim(0, 1).flatten(0, 1) for a, k in groups]  # [(a k) b m]
+        self.constant = Constant(torch.cat(found).transpose(0, 1).flatten(0, 1))
 
-    def expand(self, phi: Tensor, columns: int) -> Tensor:
-        """Features φ [E, n d_m] contracted with all maps of the basis: [E, b, (a, k) n]; b counts `columns`."""
-        psi = linear(phi.unflatten(1, (-1, self.width)), self.constant(phi))  # [E, n, b (a, k)]
-        return psi.unflatten(2, (columns, self.pairs)).permute(0, 2, 3, 1).flatten(2)
+    @staticmethod
+    def of(basis: Tensor, rows: int) -> list[_Paths]:
+        """Of a basis [K, d_out d_in, d_m], for each set of columns."""
+        parts = basis.unflatten(1, (rows, -1))
+        there = (parts.abs() > 1e-12).any(3)
+        reached = [tuple(tuple(t.nonzero().flatten().tolist()) for t in (k.any(0), k.any(1))) for k in there]
+        sets: dict[Places, dict[Places, list[int]]] = {}
+        for number, (columns, own) in enumerate(reached):
+            sets.setdefault(columns, {}).setdefault(own, []).append(number)
+        return [_Paths(columns, list(groups.items()), parts) for columns, groups in sets.items() if columns]
 
-    def mix(self, z: Tensor, weight: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
+    def expand(self, phi: Tensor) -> Tensor:
+        """Features φ [E, n d_m] contracted with all maps of the basis: [E, b, (a, k) n]."""
+        constant = self.constant(phi)
+        psi = linear(phi.unflatten(1, (-1, constant.shape[1])), constant)  # [E, n, b (a, k)]
+        return psi.unflatten(2, (len(self.columns), self.pairs)).permute(0, 2, 3, 1).flatten(2)
+
+    def mix(self, z: Tensor, weight: Tensor) -> list[tuple[Places, Tensor]]:
         """Rows a and their values [M, a, c_out] from z [M, (a, k) n, c_in] and weights [c_out, c_in, n, K]."""
         n = weight.shape[2]
         parts = z.split([len(a) * len(k) * n for a, k in self.groups], dim=1)
@@ -139,9 +150,9 @@ class Kernel(nn.Module):
     ) -> None:
         super().__init__()
         self.body, self.last, self.shape, self.harmonics = body, last, shape, harmonics
-        self.paths = [_Paths(basis.value, shape[2]) for basis in last.bases]
+        self.paths = [_Paths.of(basis.value, shape[2]) for basis in last.bases]
         if last.bias is not None and last.invariant is not None:
-            self.paths.append(_Paths(last.invariant.value.T[..., None], shape[2]))
+            self.paths.append(_Paths.of(last.invariant.value.T[..., None], shape[2]))
         self.width = nn.Parameter(torch.tensor(float(width)))
 
     def features(self, r: Tensor, attributes: Tensor | None = None) -> Tensor:
@@ -172,18 +183,20 @@ class Kernel(nn.Module):
         """
         c_out, c_in, d_out, d_in = self.shape
         phi = self.features(r, attributes)
-        counts = [weight.shape[1] * path.width for weight, path in zip(self.last.weights, self.paths, strict=False)]
         weights = [weight.unflatten(0, (c_out, c_in)) for weight in self.last.weights]
-        if len(self.paths) > len(weights) and self.last.bias is not None:
+        counts = [w.shape[2] * basis.value.shape[2] for w, basis in zip(weights, self.last.bases, strict=True)]
+        if self.last.bias is not None:
             weights.append(self.last.bias.view(c_out, c_in, 1, -1))
-        given = phi.split([*counts, 1], dim=1)
-        psi = [path.expand(part, d_in) for path, part in zip(self.paths, given, strict=False)]
-        sent = edges.from_senders(x.unflatten(1, (c_in, d_in)).mT.flatten(1)).unflatten(1, (d_in, c_in))
-        z = sum_of_outer(torch.cat(psi, dim=2), sent, slots)
-        y = x.new_zeros(len(z), d_out, c_out)
-        for path, weight, part in zip(self.paths, weights, z.split([p.shape[2] for p in psi], dim=1), strict=True):
-            for rows, value in path.mix(part, weight):
-                y = y.index_add(1, torch.tensor(rows, device=x.device), value)
+        x, sent = x.unflatten(1, (c_in, d_in)), {}
+        y = x.new_zeros(slots.targets, d_out, c_out)
+        for paths, weight, part in zip(self.paths, weights, phi.split([*counts, 1], dim=1), strict=False):
+            for path in paths:
+                if path.columns not in sent:
+                    chosen = edges.from_senders(x[:, :, list(path.columns)].mT.flatten(1))
+                    sent[path.columns] = chosen.unflatten(1, (-1, c_in))
+                z = sum_of_outer(path.expand(part), sent[path.columns], slots)
+                for rows, value in path.mix(z, weight):
+                    y = y.index_add(1, torch.tensor(rows, device=x.device), value)
         return y.mT.flatten(1)
 
     def forward(self, r: Tensor, attributes: Tensor | None = None) -> Tensor:
@@ -258,8 +271,14 @@ class PointConv(nn.Module):
         Returns:
             [M, c_out d_out].
         """
-        slots = neighbour_slots(edges, len(x)) if slots is None else slots
-        y = self.kernel.contract(x, r, edges, attributes, slots)
+        targets = len(x) if slots is None else slots.targets
+
+        def sums(part: Edges, index: Tensor | None) -> tuple[Tensor]:
+            own = neighbour_slots(part, targets) if slots is None or index is not None else slots
+            return (self.kernel.contract(x, rows_of(r, index), part, rows_of(attributes, index), own),)
+
+        whole = self.training and any(isinstance(stage, FieldBatchNorm) for stage in self.kernel.body)
+        (y,) = sums(edges, None) if whole else in_parts(edges, sums)
         if self.reduce == "mean":
             y = y * edges.inverse_degree[: len(y)]
         return y + self.bias()
@@ -493,7 +512,8 @@ class ImplicitSteerableKernels(nn.Module):
             attributes = attributes.repeat(copies, 1)
         vel = sample.vel.flatten(0, -2)[..., self._order] if self.velocity else None
         h = self.embed(x, vel)
-        graph = (r / self.options.scale, edges, attributes, neighbour_slots(edges, len(pos)))
+        slots = None if edges.many else neighbour_slots(edges, len(pos))
+        graph = (r / self.options.scale, edges, attributes, slots)
         for block in self.blocks:
             h = block(h, *graph)
         if self.readout == "graph":
