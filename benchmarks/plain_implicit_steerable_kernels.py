@@ -1,7 +1,7 @@
-"""Implicit steerable kernels as their paper's code computes them, for comparison: a dense matrix for every map, a kernel
-[C_out, C_in] stored for every edge, one product per edge, sums scattered. Written from the equations, on the spherical
-harmonics of e3nn; the same function as `ImplicitSteerableKernels` with `velocity` and the readout "position", from
-which it takes its weights."""
+"""Implicit steerable kernels as their paper's code computes them, for comparison: a dense matrix for every map, a
+kernel [C_out, C_in] stored for every edge, one product per edge, sums scattered. Written from the equations, on the
+spherical harmonics of e3nn; the same function as `ImplicitSteerableKernels` with `velocity` and the readout "position",
+from which it takes its weights."""
 
 import torch
 import torch.nn.functional as F

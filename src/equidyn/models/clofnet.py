@@ -187,9 +187,7 @@ class ClofNetLayer(nn.Module):
             self.from_self, self.from_messages = split_linear((hidden_dim, hidden_dim), hidden_dim)
             self.node_out, self.norm = Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim)
 
-    def forward(
-        self, h: Tensor, x: Tensor, v: Tensor, scalars: EdgeFunction, edges: Edges
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, x: Tensor, v: Tensor, scalars: EdgeFunction, edges: Edges) -> tuple[Tensor, Tensor]:
         """New h [N, H] and x [N, 3], of edge scalars [E, H / 2]."""
         u, ends = _from_centre(x, edges, self.options), side_by_side(h, self.from_receiver, self.from_sender)
 

@@ -42,10 +42,9 @@ from equidyn.ops.fields import (
     make_activation,
     make_norm,
 )
-from equidyn.ops.linear import Linear, linear
-from equidyn.ops.outer import Slots, neighbour_slots, sum_of_outer
+from equidyn.ops.linear import Linear
+from equidyn.ops.outer import Places, Slots, SparseMaps, neighbour_slots, sum_of_outer, take
 from equidyn.ops.representations import (
-    Constant,
     Group,
     band,
     get_group,
@@ -55,8 +54,6 @@ from equidyn.ops.representations import (
     solid_harmonics,
     vector_order,
 )
-
-Places = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -88,50 +85,6 @@ class KernelOptions:
     readout_dim: int = 32
 
 
-class _Paths:
-    """What of one part of the kernel's input reaches the entries (a, b) of some columns b of the kernel.
-
-    A map of the basis takes one irrep to one irrep a of the rows and one b of the columns: nine in ten entries of the
-    dense map are zero. The rows a that go together make a group, with the maps k that lead to them.
-
-    Args:
-        columns: b.
-        groups: (a, k) of each group.
-        basis: [K, d_out, d_in, d_m].
-    """
-
-    def __init__(self, columns: Places, groups: list[tuple[Places, list[int]]], basis: Tensor) -> None:
-        self.columns, self.groups, self.pairs = columns, groups, sum(len(a) * len(k) for a, k in groups)
-        found = [basis[k][:, list(a)][:, :, list(columns)].movedim(0, 1).flatten(0, 1) for a, k in groups]  # [(a k) b m]
-        self.constant = Constant(torch.cat(found).transpose(0, 1).flatten(0, 1))
-
-    @staticmethod
-    def of(basis: Tensor, rows: int) -> list[_Paths]:
-        """Of a basis [K, d_out d_in, d_m], for each set of columns."""
-        parts = basis.unflatten(1, (rows, -1))
-        there = (parts.abs() > 1e-12).any(3)
-        reached = [tuple(tuple(t.nonzero().flatten().tolist()) for t in (k.any(0), k.any(1))) for k in there]
-        sets: dict[Places, dict[Places, list[int]]] = {}
-        for number, (columns, own) in enumerate(reached):
-            sets.setdefault(columns, {}).setdefault(own, []).append(number)
-        return [_Paths(columns, list(groups.items()), parts) for columns, groups in sets.items() if columns]
-
-    def expand(self, phi: Tensor) -> Tensor:
-        """Features φ [E, n d_m] contracted with all maps of the basis: [E, b, (a, k) n]."""
-        constant = self.constant(phi)
-        psi = linear(phi.unflatten(1, (-1, constant.shape[1])), constant)  # [E, n, b (a, k)]
-        return psi.unflatten(2, (len(self.columns), self.pairs)).permute(0, 2, 3, 1).flatten(2)
-
-    def mix(self, z: Tensor, weight: Tensor) -> list[tuple[Places, Tensor]]:
-        """Rows a and their values [M, a, c_out] from z [M, (a, k) n, c_in] and weights [c_out, c_in, n, K]."""
-        n = weight.shape[2]
-        parts = z.split([len(a) * len(k) * n for a, k in self.groups], dim=1)
-        return [
-            (a, linear(part.reshape(len(z), len(a), -1), weight[..., k].permute(0, 3, 2, 1).flatten(1)))
-            for (a, k), part in zip(self.groups, parts, strict=True)
-        ]
-
-
 class Kernel(nn.Module):
     """The implicit kernel K(r, a) = exp(-|r|² / 2 σ²) MLP(r, a), [c_out d_out, c_in d_in].
 
@@ -150,13 +103,13 @@ class Kernel(nn.Module):
     ) -> None:
         super().__init__()
         self.body, self.last, self.shape, self.harmonics = body, last, shape, harmonics
-        self.paths = [_Paths.of(basis.value, shape[2]) for basis in last.bases]
+        self.paths = [SparseMaps(basis.value, shape[2]) for basis in last.bases]
         if last.bias is not None and last.invariant is not None:
-            self.paths.append(_Paths.of(last.invariant.value.T[..., None], shape[2]))
+            self.paths.append(SparseMaps(last.invariant.value.T[..., None], shape[2]))
         self.width = nn.Parameter(torch.tensor(float(width)))
 
-    def features(self, r: Tensor, attributes: Tensor | None = None) -> Tensor:
-        """The input of the last map and a constant for its bias, times the envelope: [P, Q + 1].
+    def features(self, r: Tensor, attributes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The input of the last map [P, Q] and a constant for its bias [P, 1], both times the envelope.
 
         Args:
             r: [P, n] relative positions; vectors in `attributes` are in the order of `vector_order`.
@@ -165,7 +118,7 @@ class Kernel(nn.Module):
         h = solid_harmonics(r, range(1, self.harmonics + 1))
         h = self.body(h if attributes is None else torch.cat([h, attributes], dim=-1))
         envelope = (r.square().sum(-1, keepdim=True) / (-2 * self.width.square())).exp()
-        return torch.cat([h * envelope, envelope], dim=-1)
+        return h * envelope, envelope
 
     def tensor(self) -> Tensor:
         """The last map as [c_out d_out, Q + 1, c_in d_in]: the kernel is its contraction with the features."""
@@ -182,26 +135,29 @@ class Kernel(nn.Module):
         neighbours is one product of small matrices per node, and the weights W act once per node, not per edge.
         """
         c_out, c_in, d_out, d_in = self.shape
-        phi = self.features(r, attributes)
+        phi, envelope = self.features(r, attributes)
         weights = [weight.unflatten(0, (c_out, c_in)) for weight in self.last.weights]
-        counts = [w.shape[2] * basis.value.shape[2] for w, basis in zip(weights, self.last.bases, strict=True)]
+        parts = phi.split([w.shape[2] * path.width for w, path in zip(weights, self.paths, strict=False)], dim=1)
         if self.last.bias is not None:
             weights.append(self.last.bias.view(c_out, c_in, 1, -1))
-        x, sent = x.unflatten(1, (c_in, d_in)), {}
+        x, sent = x.unflatten(1, (c_in, d_in)).mT, {}
+        rows: dict[Places, Tensor] = {}
+        for paths, weight, part in zip(self.paths, weights, [*parts, envelope], strict=False):
+            z = []
+            for columns, psi in paths.expand(part):
+                if columns not in sent:
+                    sent[columns] = edges.from_senders(take(x, columns).flatten(1)).unflatten(1, (-1, c_in))
+                z.append(sum_of_outer(psi, sent[columns], slots))
+            for own, value in paths.mix(z, weight):
+                rows[own] = rows[own] + value if own in rows else value
         y = x.new_zeros(slots.targets, d_out, c_out)
-        for paths, weight, part in zip(self.paths, weights, phi.split([*counts, 1], dim=1), strict=False):
-            for path in paths:
-                if path.columns not in sent:
-                    chosen = edges.from_senders(x[:, :, list(path.columns)].mT.flatten(1))
-                    sent[path.columns] = chosen.unflatten(1, (-1, c_in))
-                z = sum_of_outer(path.expand(part), sent[path.columns], slots)
-                for rows, value in path.mix(z, weight):
-                    y = y.index_add(1, torch.tensor(rows, device=x.device), value)
+        for own, value in rows.items():
+            y = y.index_add(1, torch.tensor(own, device=x.device), value)
         return y.mT.flatten(1)
 
     def forward(self, r: Tensor, attributes: Tensor | None = None) -> Tensor:
         """Kernels [P, c_out d_out, c_in d_in]."""
-        return torch.einsum("pq,oqi->poi", self.features(r, attributes), self.tensor())
+        return torch.einsum("pq,oqi->poi", torch.cat(self.features(r, attributes), dim=-1), self.tensor())
 
 
 def make_kernel(
