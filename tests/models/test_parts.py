@@ -5,8 +5,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equidyn import conformance
+from equidyn.models.clofnet import ClofNet, ClofNetOptions
 from equidyn.models.egnn import EGNN, EGNNOptions
 from equidyn.models.egno import EGNO
+from equidyn.models.implicit_steerable_kernels import ImplicitSteerableKernels, KernelOptions
 from equidyn.models.segnn import SEGNN, SEGNNOptions
 from equidyn.ops import edges as ops
 
@@ -15,7 +17,15 @@ MODELS = {
     "egnn plain": lambda: EGNN(2, 2, 16, 2, layer=EGNNOptions(relative_velocity=True, reduce="sum", fused=False)),
     "egnn still": lambda: EGNN(2, 2, 16, 2, layer=EGNNOptions(move=False)),
     "egno": lambda: EGNO(2, 2, 16, 2),
+    "clofnet": lambda: ClofNet(2, 2, 16, 2),
+    "clofnet plain": lambda: ClofNet(
+        2, 2, 16, 2, options=ClofNetOptions(centre="neighbours", clamp="message_component", fused=False)
+    ),
+    "egno over clofnet": lambda: EGNO(2, 2, 16, 2, backbone="clofnet"),
     "egno over segnn": lambda: EGNO(2, 2, 16, 2, backbone="segnn"),
+    "kernels": lambda: ImplicitSteerableKernels(2, 2, 2, 1, velocity=True, readout="position"),
+    "kernels batch": lambda: ImplicitSteerableKernels(2, 2, 2, 1, options=KernelOptions(norm="batch")).eval(),
+    "egno over kernels": lambda: EGNO(2, 2, 8, 1, backbone="implicit_steerable_kernels"),
     "segnn": lambda: SEGNN(2, 1, 16, 2, options=SEGNNOptions(norm="instance")),
     "segnn linear": lambda: SEGNN(2, 1, 16, 2, options=SEGNNOptions(conv="linear")),
     "segnn batch": lambda: SEGNN(2, 1, 16, 2, options=SEGNNOptions(norm="batch")).eval(),

@@ -20,6 +20,7 @@ until the points move), and a layer that EGNO can use.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -30,7 +31,7 @@ from torch_geometric.data import Data
 
 from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
-from equidyn.ops.edges import EdgeCache, Edges
+from equidyn.ops.edges import EdgeCache, Edges, in_parts, rows_of
 from equidyn.ops.frames import local_frame, safe_length, sine_cosine
 from equidyn.ops.graphs import mean_of_graph
 from equidyn.ops.linear import Linear, linear, side_by_side, split_linear
@@ -80,13 +81,16 @@ class _Pairs(NamedTuple):
     u: Tensor
 
 
-def _pairs(x: Tensor, edges: Edges, options: ClofNetOptions) -> _Pairs:
-    receiver = edges.from_receivers(x)
-    d = edges.relative(x)
+def _from_centre(x: Tensor, edges: Edges, options: ClofNetOptions) -> Tensor:
+    """Positions [N, 3] counted from the origin of the frames."""
     if options.centre == "graph":  # x comes centred
-        return _Pairs(d, receiver)
-    degree = 1 / edges.inverse_degree
-    return _Pairs(d, edges.from_receivers(edges.sum(d) / (degree + 1)))
+        return x
+    (total,) = in_parts(edges, lambda part, _: (part.sum(part.relative(x)),))
+    return total / (1 / edges.inverse_degree + 1)
+
+
+def _pairs(x: Tensor, u: Tensor, edges: Edges) -> _Pairs:
+    return _Pairs(edges.relative(x), edges.from_receivers(u))
 
 
 class _ChargeGaussians(nn.Module):
@@ -103,6 +107,10 @@ class _ChargeGaussians(nn.Module):
         s = self.scale[kind][:, None] * square + self.shift[kind][:, None]
         width = self.width.abs() + 1e-5
         return torch.exp(-0.5 * ((s - self.mean) / width).square()) / (math.sqrt(2 * _PI) * width)
+
+
+EdgeFunction = Callable[[Edges, Tensor | None], Tensor]
+"""From some edges, and their numbers among all, to values at them."""
 
 
 class _EdgeScalars(nn.Module):
@@ -132,6 +140,15 @@ class _EdgeScalars(nn.Module):
                     along = torch.stack([along[:, 0], along[:, 1].square(), along[:, 2]], dim=-1)
                 numbers.append(along)
         return torch.cat(numbers, dim=-1)
+
+    def of(self, x: Tensor, v: Tensor, edges: Edges, edge_attr: Tensor | None) -> EdgeFunction:
+        """The scalars of some edges in a state; made at once and for all layers, unless they work in parts."""
+        u = _from_centre(x, edges, self.options)
+        some: EdgeFunction = lambda part, index: self(_pairs(x, u, part), v, part, rows_of(edge_attr, index))  # noqa: E731
+        if edges.many:
+            return some
+        e = some(edges, None)
+        return lambda part, index: e
 
     def forward(self, pairs: _Pairs, v: Tensor, edges: Edges, edge_attr: Tensor | None) -> Tensor:
         """[E, H / 2]; `edge_attr` belongs to the first of the copies that make up E."""
@@ -170,19 +187,26 @@ class ClofNetLayer(nn.Module):
             self.from_self, self.from_messages = split_linear((hidden_dim, hidden_dim), hidden_dim)
             self.node_out, self.norm = Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim)
 
-    def forward(self, h: Tensor, x: Tensor, v: Tensor, e: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        """New h [N, H] and x [N, 3], of edge scalars e [E, H / 2]."""
-        pairs = _pairs(x, edges, self.options)
-        total, w = self._messages(h, torch.cat([pairs.d.square().sum(-1, keepdim=True), e], dim=-1), edges)
-        x = x + self._shift(w, edges, pairs) + self.velocity_out(F.silu(self.velocity_in(h))) * v
-        if not self.update_features:
-            return h, x
-        update = self.node_out(F.silu(self.from_self(h) + self.from_messages(total)))
-        return self.norm(self.options.skip * h + update), x
+    def forward(self, h: Tensor, x: Tensor, v: Tensor, scalars: EdgeFunction, edges: Edges) -> tuple[Tensor, Tensor]:
+        """New h [N, H] and x [N, 3], of edge scalars [E, H / 2]."""
+        u, ends = _from_centre(x, edges, self.options), side_by_side(h, self.from_receiver, self.from_sender)
 
-    def _messages(self, h: Tensor, q: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+        def sums(part: Edges, index: Tensor | None) -> tuple[Tensor, Tensor]:
+            pairs = _pairs(x, u, part)
+            q = torch.cat([pairs.d.square().sum(-1, keepdim=True), scalars(part, index)], dim=-1)
+            total, w = self._messages(ends, q, part)
+            return total, part.sum(self._along(w, pairs))
+
+        total, shift = in_parts(edges, sums)
+        # Not named x: the sums are made again, of the old positions, in the backward pass.
+        moved = x + self._bounded(shift, edges) + self.velocity_out(F.silu(self.velocity_in(h))) * v
+        if not self.update_features:
+            return h, moved
+        update = self.node_out(F.silu(self.from_self(h) + self.from_messages(total)))
+        return self.norm(self.options.skip * h + update), moved
+
+    def _messages(self, ends: Tensor, q: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
         """Sum of the messages at each node [N, H], and the weights of the frame vectors [E, 3 or 2]."""
-        ends = side_by_side(h, self.from_receiver, self.from_sender)
         first = torch.cat([self.from_distance.weight, self.from_edge.weight], dim=1)
         inner, second, third = self.message_inner, self.message_out, self.weight_inner
         if self.options.fused:
@@ -194,15 +218,19 @@ class ClofNetLayer(nn.Module):
         m = F.silu(second(F.silu(inner(F.silu(a)))))
         return edges.sum(m), self.weight_out(F.silu(third(m)))
 
-    def _shift(self, w: Tensor, edges: Edges, pairs: _Pairs) -> Tensor:
-        """Mean over the edges of w_1 d + w_2 n + w_3 b."""
+    def _along(self, w: Tensor, pairs: _Pairs) -> Tensor:
+        """w_1 d + w_2 n + w_3 b."""
         options = self.options
         w = w.tanh() if options.bounded else w
         if options.reflections:
             w = torch.stack([w[:, 0], torch.zeros_like(w[:, 0]), w[:, 1]], dim=-1)
         t = local_frame(*pairs, scaled=options.scaled).combine(w)
-        shift = options.shift_scale * edges.mean(t.clamp(-100, 100) if options.clamp == "message_component" else t)
-        return shift * (100 / safe_length(shift).clamp(min=100)) if options.clamp == "norm" else shift
+        return t.clamp(-100, 100) if options.clamp == "message_component" else t
+
+    def _bounded(self, shift: Tensor, edges: Edges) -> Tensor:
+        """The shift from its sum over neighbours."""
+        shift = self.options.shift_scale * edges.inverse_degree * shift
+        return shift * (100 / safe_length(shift).clamp(min=100)) if self.options.clamp == "norm" else shift
 
 
 @backbone("clofnet", symmetry=lambda options: "E(3)" if options.reflections else "SE(3)")
@@ -236,8 +264,7 @@ class ClofNetBackbone(nn.Module):
         self, h: Tensor, x: Tensor, v: Tensor, edges: Edges, edge_attr: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """New h and x, and v as it came."""
-        e = self.scalars(_pairs(x, edges, self.options), v, edges, edge_attr)
-        return *self.layer(h, x, v, e, edges), v
+        return *self.layer(h, x, v, self.scalars.of(x, v, edges, edge_attr), edges), v
 
 
 class ClofNet(nn.Module):
@@ -284,9 +311,9 @@ class ClofNet(nn.Module):
         centre, shift = _centre(sample), sample.get("edge_shift")
         x, v, h = (pos - centre).flatten(0, -2), sample.vel.flatten(0, -2), self.embedding(sample.x.flatten(0, -2))
         edges = edges.placed(x, None if shift is None else shift.flatten(0, -2))
-        e = self.scalars(_pairs(x, edges, self.options), v, edges, edge_attr)
+        scalars = self.scalars.of(x, v, edges, edge_attr)
         for layer in self.layers:
-            h, x = layer(h, x, v, e, edges)
+            h, x = layer(h, x, v, scalars, edges)
         return {"pos": x.view(pos.shape) + centre, "h": h.view(*pos.shape[:-1], -1)}
 
     @torch.compiler.disable

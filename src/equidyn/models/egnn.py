@@ -25,7 +25,7 @@ from torch_geometric.data import Data
 
 from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
-from equidyn.ops.edges import EdgeCache, Edges, in_parts
+from equidyn.ops.edges import EdgeCache, Edges, in_parts, rows_of
 from equidyn.ops.linear import Linear, side_by_side, split_linear
 from equidyn.ops.message import MessageWeights, fused_messages
 from equidyn.ops.vectors import length
@@ -98,11 +98,6 @@ class _ShiftNet(nn.Module):
         return self.out(self.act(self.inner(m)))
 
 
-def _rows(edge_attr: Tensor | None, index: Tensor | None) -> Tensor | None:
-    """The rows for edges of several copies, of which `edge_attr` has the first."""
-    return edge_attr if edge_attr is None or index is None else edge_attr[index % len(edge_attr)]
-
-
 @backbone("egnn")
 class EGNNLayer(nn.Module):
     """One layer: messages, shifts of the positions, update of the features (equations 3 to 7 of the paper).
@@ -168,7 +163,7 @@ class EGNNLayer(nn.Module):
             New h and x, and v as it came.
         """
         ends = side_by_side(h, self.from_receiver, self.from_sender)
-        total, *shift = in_parts(edges, lambda part, index: self._sums(ends, x, v, _rows(edge_attr, index), part))
+        total, *shift = in_parts(edges, lambda part, index: self._sums(ends, x, v, rows_of(edge_attr, index), part))
         moved = x + self._bounded(shift[0], edges) if shift else x
         if self.velocity and v is not None:
             moved = moved + self.velocity_out(self.act(self.velocity_in(h))) * v

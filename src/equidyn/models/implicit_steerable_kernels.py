@@ -31,20 +31,20 @@ from torch_geometric.data import Data
 
 from equidyn.core.catalogue import Citation, Entry, backbone
 from equidyn.core.errors import InputError
-from equidyn.ops.edges import EdgeCache, Edges
+from equidyn.ops.edges import EdgeCache, Edges, in_parts, rows_of
 from equidyn.ops.fields import (
     Activation,
     EquivariantLinear,
     Field,
+    FieldBatchNorm,
     FieldBias,
     equivariant_linear,
     make_activation,
     make_norm,
 )
-from equidyn.ops.linear import Linear, linear
-from equidyn.ops.outer import Slots, neighbour_slots, sum_of_outer
+from equidyn.ops.linear import Linear
+from equidyn.ops.outer import Places, Slots, SparseMaps, neighbour_slots, sum_of_outer, take
 from equidyn.ops.representations import (
-    Constant,
     Group,
     band,
     get_group,
@@ -85,42 +85,6 @@ class KernelOptions:
     readout_dim: int = 32
 
 
-class _Paths:
-    """Which entries (a, b, m) of the basis maps of one part of the kernel's input are there at all.
-
-    A map of the basis takes one irrep m to one irrep a of the output and one b of the input: nine in ten entries of the
-    dense map are zero. The rows a that go together make a group, with the maps k that lead to them.
-
-    Args:
-        basis: [K, d_out d_in, d_m].
-        rows: d_out.
-    """
-
-    def __init__(self, basis: Tensor, rows: int) -> None:
-        parts = basis.unflatten(1, (rows, -1))  # [K, a, b, m]
-        reached = [tuple(row.nonzero().flatten().tolist()) for row in parts.abs().sum((2, 3)) > 1e-12]
-        self.groups = [(a, [k for k, own in enumerate(reached) if own == a]) for a in sorted(set(reached)) if a]
-        self.width, self.pairs = basis.shape[2], sum(len(a) * len(k) for a, k in self.groups)
-        found = [parts[k][:, list(a)].movedim(0, 1).flatten(0, 1) for a, k in self.groups]  # [(a, k), b, m]
-        self.constant = Constant(
-            torch.cat(found).transpose(0, 1).flatten(0, 1) if found else basis.new_zeros(0, self.width)
-        )
-
-    def expand(self, phi: Tensor, columns: int) -> Tensor:
-        """Features φ [E, n d_m] contracted with all maps of the basis: [E, b, (a, k) n]; b counts `columns`."""
-        psi = linear(phi.unflatten(1, (-1, self.width)), self.constant(phi))  # [E, n, b (a, k)]
-        return psi.unflatten(2, (columns, self.pairs)).permute(0, 2, 3, 1).flatten(2)
-
-    def mix(self, z: Tensor, weight: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
-        """Rows a and their values [M, a, c_out] from z [M, (a, k) n, c_in] and weights [c_out, c_in, n, K]."""
-        n = weight.shape[2]
-        parts = z.split([len(a) * len(k) * n for a, k in self.groups], dim=1)
-        return [
-            (a, linear(part.reshape(len(z), len(a), -1), weight[..., k].permute(0, 3, 2, 1).flatten(1)))
-            for (a, k), part in zip(self.groups, parts, strict=True)
-        ]
-
-
 class Kernel(nn.Module):
     """The implicit kernel K(r, a) = exp(-|r|² / 2 σ²) MLP(r, a), [c_out d_out, c_in d_in].
 
@@ -139,13 +103,13 @@ class Kernel(nn.Module):
     ) -> None:
         super().__init__()
         self.body, self.last, self.shape, self.harmonics = body, last, shape, harmonics
-        self.paths = [_Paths(basis.value, shape[2]) for basis in last.bases]
+        self.paths = [SparseMaps(basis.value, shape[2]) for basis in last.bases]
         if last.bias is not None and last.invariant is not None:
-            self.paths.append(_Paths(last.invariant.value.T[..., None], shape[2]))
+            self.paths.append(SparseMaps(last.invariant.value.T[..., None], shape[2]))
         self.width = nn.Parameter(torch.tensor(float(width)))
 
-    def features(self, r: Tensor, attributes: Tensor | None = None) -> Tensor:
-        """The input of the last map and a constant for its bias, times the envelope: [P, Q + 1].
+    def features(self, r: Tensor, attributes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The input of the last map [P, Q] and a constant for its bias [P, 1], both times the envelope.
 
         Args:
             r: [P, n] relative positions; vectors in `attributes` are in the order of `vector_order`.
@@ -154,7 +118,7 @@ class Kernel(nn.Module):
         h = solid_harmonics(r, range(1, self.harmonics + 1))
         h = self.body(h if attributes is None else torch.cat([h, attributes], dim=-1))
         envelope = (r.square().sum(-1, keepdim=True) / (-2 * self.width.square())).exp()
-        return torch.cat([h * envelope, envelope], dim=-1)
+        return h * envelope, envelope
 
     def tensor(self) -> Tensor:
         """The last map as [c_out d_out, Q + 1, c_in d_in]: the kernel is its contraction with the features."""
@@ -171,24 +135,29 @@ class Kernel(nn.Module):
         neighbours is one product of small matrices per node, and the weights W act once per node, not per edge.
         """
         c_out, c_in, d_out, d_in = self.shape
-        phi = self.features(r, attributes)
-        counts = [weight.shape[1] * path.width for weight, path in zip(self.last.weights, self.paths, strict=False)]
+        phi, envelope = self.features(r, attributes)
         weights = [weight.unflatten(0, (c_out, c_in)) for weight in self.last.weights]
-        if len(self.paths) > len(weights) and self.last.bias is not None:
+        parts = phi.split([w.shape[2] * path.width for w, path in zip(weights, self.paths, strict=False)], dim=1)
+        if self.last.bias is not None:
             weights.append(self.last.bias.view(c_out, c_in, 1, -1))
-        given = phi.split([*counts, 1], dim=1)
-        psi = [path.expand(part, d_in) for path, part in zip(self.paths, given, strict=False)]
-        sent = edges.from_senders(x.unflatten(1, (c_in, d_in)).mT.flatten(1)).unflatten(1, (d_in, c_in))
-        z = sum_of_outer(torch.cat(psi, dim=2), sent, slots)
-        y = x.new_zeros(len(z), d_out, c_out)
-        for path, weight, part in zip(self.paths, weights, z.split([p.shape[2] for p in psi], dim=1), strict=True):
-            for rows, value in path.mix(part, weight):
-                y = y.index_add(1, torch.tensor(rows, device=x.device), value)
+        x, sent = x.unflatten(1, (c_in, d_in)).mT, {}
+        rows: dict[Places, Tensor] = {}
+        for paths, weight, part in zip(self.paths, weights, [*parts, envelope], strict=False):
+            z = []
+            for columns, psi in paths.expand(part):
+                if columns not in sent:
+                    sent[columns] = edges.from_senders(take(x, columns).flatten(1)).unflatten(1, (-1, c_in))
+                z.append(sum_of_outer(psi, sent[columns], slots))
+            for own, value in paths.mix(z, weight):
+                rows[own] = rows[own] + value if own in rows else value
+        y = x.new_zeros(slots.targets, d_out, c_out)
+        for own, value in rows.items():
+            y = y.index_add(1, torch.tensor(own, device=x.device), value)
         return y.mT.flatten(1)
 
     def forward(self, r: Tensor, attributes: Tensor | None = None) -> Tensor:
         """Kernels [P, c_out d_out, c_in d_in]."""
-        return torch.einsum("pq,oqi->poi", self.features(r, attributes), self.tensor())
+        return torch.einsum("pq,oqi->poi", torch.cat(self.features(r, attributes), dim=-1), self.tensor())
 
 
 def make_kernel(
@@ -258,8 +227,14 @@ class PointConv(nn.Module):
         Returns:
             [M, c_out d_out].
         """
-        slots = neighbour_slots(edges, len(x)) if slots is None else slots
-        y = self.kernel.contract(x, r, edges, attributes, slots)
+        targets = len(x) if slots is None else slots.targets
+
+        def sums(part: Edges, index: Tensor | None) -> tuple[Tensor]:
+            own = neighbour_slots(part, targets) if slots is None or index is not None else slots
+            return (self.kernel.contract(x, rows_of(r, index), part, rows_of(attributes, index), own),)
+
+        whole = self.training and any(isinstance(stage, FieldBatchNorm) for stage in self.kernel.body)
+        (y,) = sums(edges, None) if whole else in_parts(edges, sums)
         if self.reduce == "mean":
             y = y * edges.inverse_degree[: len(y)]
         return y + self.bias()
@@ -493,7 +468,8 @@ class ImplicitSteerableKernels(nn.Module):
             attributes = attributes.repeat(copies, 1)
         vel = sample.vel.flatten(0, -2)[..., self._order] if self.velocity else None
         h = self.embed(x, vel)
-        graph = (r / self.options.scale, edges, attributes, neighbour_slots(edges, len(pos)))
+        slots = None if edges.many else neighbour_slots(edges, len(pos))
+        graph = (r / self.options.scale, edges, attributes, slots)
         for block in self.blocks:
             h = block(h, *graph)
         if self.readout == "graph":

@@ -74,11 +74,19 @@ def _(h: Tensor, node: Tensor) -> Tensor:
     return h.new_empty(node.shape[0], h.shape[1])
 
 
+def _sent(h: Tensor, node: Tensor) -> Tensor:
+    return (torch.ops.equidyn.gather if torch.compiler.is_compiling() else _gather)(h, node)
+
+
+def _collected(m: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    return torch.ops.aten._embedding_bag_forward_only(m.contiguous(), order, offsets)[0]
+
+
 class _Send(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(node, order, offsets)
-        return (torch.ops.equidyn.gather if torch.compiler.is_compiling() else _gather)(h, node)
+        return _sent(h, node)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -89,7 +97,7 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, m: Tensor, node: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(node, order, offsets)
-        return torch.ops.aten._embedding_bag_forward_only(m.contiguous(), order, offsets)[0]
+        return _collected(m, order, offsets)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -111,12 +119,12 @@ class _SendBoth(torch.autograd.Function):
 
 def send(h: Tensor, ends: Ends) -> Tensor:
     """The row of h [N, C] that belongs to one end of each edge: [E, C]."""
-    return _Send.apply(h, *ends)
+    return _Send.apply(h, *ends) if torch.is_grad_enabled() else _sent(h, ends.node)
 
 
 def collect(m: Tensor, ends: Ends) -> Tensor:
     """The sum at each node of the rows of m [E, C] whose edges have that end there: [N, C]."""
-    return _Collect.apply(m, *ends)
+    return _Collect.apply(m, *ends) if torch.is_grad_enabled() else _collected(m, ends.order, ends.offsets)
 
 
 @dataclass(frozen=True)
@@ -253,6 +261,11 @@ def in_parts(edges: Edges, work: Callable[[Edges, Tensor | None], tuple[Tensor, 
             sums = work(part, index)
         total = tuple(a + b for a, b in zip(total, sums, strict=True)) if total else sums
     return total
+
+
+def rows_of(values: Tensor | None, index: Tensor | None) -> Tensor | None:
+    """The rows [part, C] of numbered edges (None: of all), from values [E, C] of the first of several copies."""
+    return values if values is None or index is None else values[index % len(values)]
 
 
 def _minus(r: Tensor, shift: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ A field is a sum of irreps (`ops.representations`). A feature holds copies of on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from equidyn.ops.linear import linear
 from equidyn.ops.representations import Constant, Group, Irrep, intertwiners, invariants, sample_matrices
+from equidyn.ops.tracing import traced
 
 
 class Field(NamedTuple):
@@ -90,6 +91,47 @@ class FieldBias(nn.Module):
         return (self.weight @ self.invariant(self.weight).T).flatten()
 
 
+def _mean(x: Tensor) -> Tensor:
+    """The mean [R, 1] of each row of x [R, d], as a product: reducing short rows takes much longer."""
+    return (x @ x.new_full((x.shape[1],), 1 / x.shape[1]))[:, None]
+
+
+def _plain(h: Tensor) -> bool:
+    """Whether to leave derivatives to PyTorch: compilers find better ones, autocast mixes precisions."""
+    return traced() or torch.is_autocast_enabled(h.device.type)
+
+
+def _square(h: Tensor, samples: Tensor, back: Tensor) -> tuple[Tensor, ...]:
+    """(h + A⁺ (A h)² / √(1 + |h|² / d)) σ(z₀) of fields h [R, d], where z is what the gate multiplies."""
+    values = linear(h, samples)
+    norm = (1 + _mean(h * h)).rsqrt()
+    z = h + linear(values * values, back) * norm
+    gate = z[:, :1].sigmoid()  # the scalar comes first
+    return z * gate, values, norm, z, gate
+
+
+class _Square(torch.autograd.Function):
+    """The first of `_square`, with derivatives from what its steps gave; from h once more to differentiate again."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, samples: Tensor, back: Tensor) -> Tensor:
+        out, *steps = _square(h, samples, back)
+        ctx.save_for_backward(h, samples, back, *steps)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        h, samples, back, values, norm, z, gate = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return torch.autograd.grad(_square(h, samples, back)[0], h, grad, create_graph=True)[0], None, None
+        width = h.shape[1]
+        by_z = grad * gate
+        by_z[:, :1] += width * _mean(grad * z) * (gate - gate * gate)
+        by_norm = _mean(by_z * (z - h)).mul_(norm).mul_(norm)  # over d, times the rest of the slope
+        by_values = linear(by_z * norm, back.t()).mul_(values)
+        return torch.addcmul(by_z.add_(linear(by_values, samples.t()), alpha=2), h, by_norm, value=-1), None, None
+
+
 class Activation(nn.Module):
     """Pointwise nonlinearity of the function that a field stands for, sampled at points: A⁺ f(A h).
 
@@ -110,14 +152,39 @@ class Activation(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Apply it to each field of h [..., c * d]."""
-        fields = h.unflatten(-1, (-1, self.size))
-        values = linear(fields, self.samples(h))
+        fields, samples, back = h.reshape(-1, self.size), self.samples(h), self.back(h)
         if self.kind != "square":
+            values = linear(fields, samples)
             values = F.elu(values) if self.kind == "elu" else values.relu()
-            return linear(values, self.back(h)).flatten(-2)
-        norm = (1 + (fields * fields).mean(-1, keepdim=True)).rsqrt()  # products: the derivative of `square` is slower
-        z = fields + linear(values * values, self.back(h)) * norm
-        return (z * z[..., :1].sigmoid()).flatten(-2)  # the scalar comes first
+            return linear(values, back).view(h.shape)
+        return (_square(fields, samples, back)[0] if _plain(h) else _Square.apply(fields, samples, back)).view(h.shape)
+
+
+def _scale(h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of h [R, C] over their root mean square, times weight [C], plus bias [C]; and one over the root [R, 1]."""
+    inverse = (_mean(h * h) + 1e-5).rsqrt()
+    return torch.addcmul(bias, h * inverse, weight), inverse
+
+
+class _Scale(torch.autograd.Function):
+    """The first of `_scale`, as `_Square`."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        out, inverse = _scale(h, weight, bias)
+        ctx.save_for_backward(h, weight, bias, inverse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        h, weight, bias, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return torch.autograd.grad(_scale(h, weight, bias)[0], (h, weight, bias), grad, create_graph=True)
+        unit = h * inverse
+        along = grad * unit
+        by_weight, mean = along.sum(0), (along @ weight)[:, None].div_(h.shape[1])
+        by_h = torch.addcmul(grad * weight, unit, mean, value=-1).mul_(inverse)
+        return by_h, by_weight, grad.sum(0)
 
 
 class FieldNorm(nn.Module):
@@ -131,8 +198,10 @@ class FieldNorm(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Scale h [..., copies * d]."""
-        h = h * ((h * h).mean(-1, keepdim=True) + 1e-5).rsqrt()
-        return (h.unflatten(-1, (self.copies, -1)) * self.weight + self.bias @ self.invariant(h).T).flatten(-2)
+        invariant = self.invariant(self.weight)
+        weight, bias = self.weight.expand(-1, len(invariant)).flatten(), (self.bias @ invariant.T).flatten()
+        rows = h.reshape(-1, h.shape[-1])
+        return (_scale(rows, weight, bias)[0] if _plain(h) else _Scale.apply(rows, weight, bias)).view(h.shape)
 
 
 class FieldBatchNorm(nn.Module):

@@ -77,7 +77,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return linear(x.to(low), weight.to(low), None if bias is None else bias.to(low))
     if _takes_onednn(x, weight):
-        return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        y = _Linear.apply(rows, weight, bias) if torch.is_grad_enabled() else _product(rows, weight, bias)
+        return y.view(*x.shape[:-1], -1)
     if torch.compiler.is_compiling() and min(weight.shape) < _THIN and not exporting():
         y = thin_product(x, weight)
         return y if bias is None else y + bias
