@@ -129,7 +129,7 @@ def parity_plot(title: str, true: Floats, predicted: Floats, style: str) -> str:
     caption = (
         f"{fit}root mean square error {number(math.sqrt(error))}; {count(x.size)} of {count(true.size)} values shown"
     )
-    label = f"Predicted against true displacement, {title}: {caption}"
+    label = f"Predicted against true, {title}: {caption}"
     svg = f'<svg viewBox="0 0 {size} {size}" role="img" aria-label="{escape(label)}">{body}</svg>'
     return _figure(title, svg, f"{caption}{outside}.", "parity")
 

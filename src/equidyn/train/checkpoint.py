@@ -67,7 +67,7 @@ class Ensemble(nn.Module):
     """Several models of one recipe, trained from different seeds, as one.
 
     Its outputs are the means of theirs; `trajectory_std [N, P]` is the standard deviation of the predicted positions
-    over the members, per coordinate (root mean square over the three).
+    over the members, per coordinate (root mean square over the three), and `prediction_std` that of a property.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -81,6 +81,8 @@ class Ensemble(nn.Module):
         """The mean of the members' outputs, and how far they disagree."""
         outputs = [member(sample) for member in self.members]
         mean = {name: torch.stack([out[name] for out in outputs]).mean(0) for name in outputs[0]}
+        if "prediction" in mean:
+            return mean | {"prediction_std": torch.stack([out["prediction"] for out in outputs]).std(0)}
         name = "trajectory" if "trajectory" in mean else "pos"
         spread = torch.stack([out[name] - mean[name] for out in outputs])
         variance = spread.square().sum(0).mean(-1) / (len(outputs) - 1)
@@ -151,8 +153,9 @@ def _load_ensemble(folder: Path) -> Trained:
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError("unknown format version", where=path, expected=FORMAT_VERSION)
     trained = _members(members, folder)
-    errors = [member.info["val_f_mse"] for member in trained]
-    info = {"epoch": max(member.info["epoch"] for member in trained), "val_f_mse": sum(errors) / len(errors)}
+    errors = [key for key in trained[0].info if key.startswith("val_")]
+    info = {"epoch": max(member.info["epoch"] for member in trained)}
+    info |= {key: sum(member.info[key] for member in trained) / len(trained) for key in errors}
     model = Ensemble([member.model for member in trained]).eval()
     return Trained(model, trained[0].config | {"name": folder.name}, info, folder)
 
