@@ -26,7 +26,7 @@ class Given(GraphDataset):
         return len(self.molecules)
 
     def targets(self):
-        return torch.tensor(self.values)
+        return torch.tensor(self.values) if self.classes else torch.tensor(self.values, dtype=torch.float64)
 
     def atoms(self):
         return [np.array(z) for z in self.molecules]
@@ -60,12 +60,14 @@ def test_what_atoms_give_is_taken_off_and_put_back():
     given = sample(molecules, part.values)
     scaled = torch.tensor([0.0, 1.0, 2.0, -1.0])
     values = task.values({"prediction": scaled}, given)
-    atoms = torch.tensor([sum(task.fit.atoms["_HXXXXCXO"[z]] for z in m) for m in molecules])
+    atoms = torch.tensor([sum(task.fit.atoms["_HXXXXCXO"[z]] for z in m) for m in molecules], dtype=torch.float64)
     torch.testing.assert_close(values, scaled.double() * task.fit.scale + task.fit.mean + atoms)
     right = (given.y - atoms - task.fit.mean) / task.fit.scale
     assert float(task.loss({"prediction": right}, given)["mae"]) < 1e-6
     torch.testing.assert_close(task.values({"prediction": right}, given), given.y)
     torch.testing.assert_close(task.baseline(given), task.fit.mean + atoms)
+    with pytest.raises(InputError, match=r"an element that the training samples lack, in field z, expected .* got N"):
+        task.baseline(sample([[7, 1]], [0.0]))
 
 
 def test_losses_and_errors():

@@ -146,10 +146,14 @@ class PropertyTask:
         atoms = self._fit().atoms
         if not atoms:
             return torch.zeros_like(sample.y)
-        table = sample.y.new_zeros(len(chemical_symbols))
+        table = sample.y.new_full((len(chemical_symbols),), torch.nan)
         for symbol, value in atoms.items():
             table[atomic_numbers[symbol]] = value
-        return torch.zeros_like(sample.y).index_add(0, sample.batch, table[sample.z])
+        own = table[sample.z]
+        if bool(own.isnan().any()):
+            got, expected = chemical_symbols[int(sample.z[own.isnan()][0])], ", ".join(atoms)
+            raise InputError("an element that the training samples lack", where="field z", expected=expected, got=got)
+        return torch.zeros_like(sample.y).index_add(0, sample.batch, own)
 
 
 def cast_all_but_target(sample: Data, dtype: torch.dtype) -> Data:

@@ -59,9 +59,9 @@ def evaluate(run: str | Path, *, data: str | None = None, windows: int = 1, curv
         "system": entry.name,
         "parameters": sum(p.numel() for p in trained.model.parameters()),
         "epoch": trained.info["epoch"],
+        "published": trained.config.get("published", {}),
         **measured,
         "symmetry_dtype": "float32",
-        "published": trained.config.get("published", {}),
         "citation": entry.citation.bibtex(),
         "machine": f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}",
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,16 @@ def evaluate_property(trained: Trained, task: PropertyTask | ClassificationTask,
         **{name: value for name, value in trained.info.items() if name.startswith("val_")},
     }
     if isinstance(task, PropertyTask):
-        rows = {"": predicted, "mean of the training samples": simple}
-        errors = {name: _errors(values, true) for name, values in rows.items()}
+        answers = {"": predicted, "mean of the training samples": simple}
+        errors = {name: _errors(values, true) for name, values in answers.items()}
+        rows = trained.config.get("published") or {}
+        published = {
+            label: {"mae": row[test.name]}
+            for label, row in rows.items()
+            if isinstance(row, Mapping) and test.name in row
+        }
         measured |= {"unit": task.fit.unit if task.fit else "", **errors.pop(""), "baselines": errors}
+        measured |= {"published": published}
     else:
         common = int(source.part("train").targets().bincount().argmax())
         share = float((true == common).double().mean())

@@ -7,7 +7,8 @@
     data: {dataset: nbody, ...}     # arguments of the data family
     task: {name: trajectory, ...}   # arguments of the task
     train: {...}                    # `TrainOptions`
-    published: {...}                # optional: {label: {f_mse: ..., a_mse: ...}}, shown beside our errors
+    published: {...}                # optional, shown beside ours: {label: {f_mse: ..., a_mse: ...}}; of properties
+                                    # {label: {target: MAE}}, of classes {label: {accuracy: ...}}
 
 Every key is checked against the signature it ends up in; the command line overrides any of them.
 """
