@@ -133,7 +133,7 @@ def _lead(run: PropertyRun) -> str:
     if result.task == "property":
         unit = f" {result.unit}" if result.unit else ""
         text = (
-            f"{run.name} predicts {result.target or 'a number'} of a graph. On {count(result.samples)} test samples it "
+            f"{run.name} predicts {result.target or 'a number'}. On {count(result.samples)} test samples it "
             f"errs by {number(result.scores['mae'])}{unit} on average"
         )
         simple = next((row["mae"] for row in result.baselines.values() if row.get("mae")), math.nan)
@@ -180,7 +180,10 @@ def _results(runs: Sequence[PropertyRun]) -> str:
         result = run.evaluation
         rest = (escape(_of(run)), count(result.parameters), duration(result.seconds_train))
         ours += _row(run.name, result.scores, names, rest, f'<span class="key {run_style(k)}"></span>')
-    groups = {"Without a network, on the same samples": "baselines", "Published, as reported": "published"}
+    groups = {
+        "Without a network, on the same samples": "baselines",
+        "Published, on the data of their authors": "published",
+    }
     body = f"<tbody>{ours}</tbody>"
     for title, kind in groups.items():
         rows: dict[str, tuple[Mapping[str, float], str]] = {}
