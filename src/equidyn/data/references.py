@@ -72,7 +72,8 @@ def least_squares(frames: Sequence[Frame]) -> dict[int, float]:
     known = [frame for frame in frames if frame.energy is not None]
     if not known:
         raise InputError("no energies", where=frames[0].where, expected="at least one structure with an energy")
-    found = per_element([frame.numbers for frame in known], [frame.energy for frame in known])
+    energies = np.array([frame.energy for frame in known], dtype=np.float64)
+    found = per_element([frame.numbers for frame in known], energies)
     return {z: found.get(z, 0.0) for z in sorted({int(z) for frame in frames for z in np.unique(frame.numbers)})}
 
 
