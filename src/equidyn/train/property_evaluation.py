@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from ase.formula import Formula
 from torch import Tensor
 from torch_geometric.data import Data
@@ -136,8 +137,6 @@ def task_of(trained: Trained) -> PropertyTask | ClassificationTask:
 
 
 def _formula(numbers: np.ndarray) -> str:
-    from ase.data import chemical_symbols
-
     return Formula.from_dict(Counter(chemical_symbols[int(z)] for z in numbers)).format("hill")
 
 
