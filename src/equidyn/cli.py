@@ -93,10 +93,12 @@ def _parser() -> argparse.ArgumentParser:
         "--ensemble", type=Path, metavar="FOLDER", help="make an ensemble of the runs, evaluate it too"
     )
 
-    predict = verb("predict", _predict, "Predict trajectories from a file of initial states.")
+    predict = verb("predict", _predict, "Predict trajectories from initial states, or a property of each structure.")
     predict.add_argument("run_folder", type=Path, metavar="RUN")
-    predict.add_argument("states", type=Path, help="trajectory file or recording; its frame --frame is the state")
-    predict.add_argument("out", type=Path, help="trajectory file to write (.npz)")
+    predict.add_argument(
+        "states", type=Path, help="trajectory file or recording, whose frame --frame is the state; or structures"
+    )
+    predict.add_argument("out", type=Path, help="trajectory file to write (.npz), or table of properties (.csv)")
     predict.add_argument("--frame", type=int, default=0, help="frame of the initial states (default 0)")
     predict.add_argument("--times", type=float, nargs="+", help="times to predict; default: those of the training")
 
@@ -307,7 +309,8 @@ def _print_results(results: Sequence[dict[str, Any]]) -> None:
 
     for task in dict.fromkeys(result["task"] for result in results):
         same = [result for result in results if result["task"] == task]
-        Console().print(_potential_table(same) if task == "potential" else _trajectory_table(same))
+        tables = {"potential": _potential_table, "trajectory": _trajectory_table}
+        Console().print(tables.get(task, _property_table)(same))
 
 
 def _trajectory_table(results: Sequence[dict[str, Any]]) -> Any:
@@ -337,12 +340,35 @@ def _potential_table(results: Sequence[dict[str, Any]]) -> Any:
     return table
 
 
+def _property_table(results: Sequence[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    names = ("accuracy", "cross_entropy") if results[0]["task"] == "classification" else ("mae", "rmse")
+    heads = {"mae": "MAE", "rmse": "RMSE", "accuracy": "accuracy", "cross_entropy": "cross-entropy"}
+    table = Table("", "of", *(heads[name] for name in names), title=f"test, {results[0]['samples']} samples")
+    for result in results:
+        of = f"{result['target']} {result.get('unit', '')}".strip()
+        for name, row in {result["name"]: result, **result["baselines"], **result["published"]}.items():
+            table.add_row(name, of, *("" if row.get(key) is None else f"{row[key]:.4g}" for key in names))
+    return table
+
+
 def _predict(options: argparse.Namespace) -> int:
     from equidyn.data.trajectories import check_writable, write_trajectories
-    from equidyn.train import load_model, predict_trajectories, read_states
+    from equidyn.train import load_model, predict_properties, predict_trajectories, read_states
+    from equidyn.train.property_evaluation import write_rows
 
     check_writable(options.out)
     trained = load_model(options.run_folder)
+    task = trained.config["task"]["name"]
+    if task in ("classification", "property"):
+        rows = predict_properties(trained, options.states)
+        write_rows(options.out, rows)
+        print(f"{options.out}: {len(rows)} predictions")
+        return 0
+    if task != "trajectory":
+        expected = "a model of trajectories or properties (a potential: equidyn.Calculator)"
+        raise InputError("predict", where=options.run_folder, expected=expected, got=task)
     states = read_states(trained, options.states)
     predicted = predict_trajectories(trained, states, frame=options.frame, times=options.times)
     write_trajectories(options.out, predicted)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -203,6 +204,6 @@ def test_the_shipped_recipe_is_right(tmp_path):
 
 
 def test_without_mdanalysis(monkeypatch, tmp_path):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refused(r"need MDAnalysis, in .*pip install 'equidyn\[MDAnalysis\]'")
+    monkeypatch.setitem(sys.modules, "MDAnalysis", None)
+    refused(r"needs MDAnalysis, in .*pip install 'equidyn\[MDAnalysis\]'")
     shutil.copy(TRAJECTORY, tmp_path)

@@ -278,7 +278,7 @@ def test_broken_bvh(edit, words, tmp_path):
 def test_bvh_without_its_reader(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pybvh", None)
     (tmp_path / "walk.bvh").write_text(BVH)
-    with pytest.raises(InputError, match=r"cannot read .bvh, in .*, expected pip install 'equidyn\[mocap\]'"):
+    with pytest.raises(InputError, match=r"reading .bvh needs pybvh, in .*, expected pip install 'equidyn\[mocap\]'"):
         read_recordings(tmp_path)
 
 

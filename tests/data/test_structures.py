@@ -142,7 +142,7 @@ def test_shares_counts_files_and_indices(path, made, tmp_path):
         split.write_text(json.dumps(content))
         with pytest.raises(InputError, match=words):
             Structures(path, split=str(split)).part("train")
-    with pytest.raises(InputError, match=r"val structures, in data.val"):
+    with pytest.raises(InputError, match=r"val samples, in data.val"):
         Structures(path, val=24).part("train")
 
 

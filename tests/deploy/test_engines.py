@@ -13,11 +13,11 @@ from ase.build import molecule
 
 from equidyn import Calculator
 from equidyn.core.errors import InputError
+from equidyn.core.extras import MissingExtraError, require
 from equidyn.core.units import KJ_MOL
 from equidyn.deploy import load_potential
 from equidyn.deploy.lammps import attach, within_reach
 from equidyn.deploy.openmm import make_force
-from equidyn.deploy.potential import MissingExtraError, require
 from equidyn.deploy.torch_sim import make_model
 
 HERE = Path(__file__).parent
@@ -41,8 +41,8 @@ def crystal():
 
 
 def test_an_engine_that_is_missing():
-    with pytest.raises(MissingExtraError, match=r"no_such_engine cannot be imported.*equidyn\[openmm\]"):
-        require("no_such_engine", "openmm")
+    with pytest.raises(MissingExtraError, match=r"a force needs no_such_engine, expected .*equidyn\[openmm\]"):
+        require("no_such_engine", "openmm", "a force")
 
 
 # OpenMM --------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Molecular dynamics of a molecule: energy, temperature, seeds, the file, and what is refused."""
 
 import json
+import sys
 
 import ase.io
 import numpy as np
@@ -124,7 +125,8 @@ def test_bad_input(tmp_path, monkeypatch, capfd):
         read_molecule(tmp_path / "bad.xyz")
     with pytest.raises(InputError, match="forces cannot be computed"):
         simulate_molecule("SiH4", calculator=EMT(), steps=5, warmup=0)  # EMT has no silicon
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tblite", None)
+    monkeypatch.setitem(sys.modules, "tblite.ase", None)
     with pytest.raises(InputError, match=r"needs tblite, .*pip install 'equidyn\[simulate\]'"):
         simulate_molecule("water", steps=5)
     assert not (tmp_path / "out.npz").exists()

@@ -20,10 +20,11 @@ def test_shipped_recipes_build(path):
         fitted = {
             "elements": [1, 6, 8],
             "species": ["H", "C", "O"],
-            "cutoff": recipe.data["cutoff"],
+            "cutoff": recipe.data.get("cutoff"),
             "neighbours": 12.0,
         }
         fitted |= {"mean_neighbors": 12.0, "scale": 1.0, "shift": 0.0, "reference": {"atoms": [1.0, 2.0, 3.0]}}
+        fitted |= {"node_dim": 5, "edge_dim": 0, "out_dim": 5}
         recipe = recipe.completed(fitted)
     assert recipe.build_model() is not None
     assert recipe.build_task() is not None

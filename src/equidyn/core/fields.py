@@ -68,6 +68,8 @@ _FIELDS = (
     Field("forces_weight", "[1]", "", "invariant", "Weight of the forces in the loss; 0 where they are not known."),
     Field("stress_weight", "[1]", "", "invariant", "Weight of the stress in the loss; 0 where it is not known."),
     Field("config", "[1]", "", "index", "Group the structure is reported under, a number in the data set's list."),
+    Field("y", "[1]", "of the property", "invariant", "Number of the graph to predict, or the number of its class."),
+    Field("prediction", "[1]", "", "invariant", "What a model gives for `y`: scaled, or one score per class [1, C]."),
     Field("virial", "[1, 3, 3]", "eV", "tensor", "Minus the derivative of the energy by strain."),
     Field("stress", "[1, 3, 3]", "eV/Å³", "tensor", "Stress; positive is tension (the sign of ASE)."),
 )

@@ -4,7 +4,9 @@ from equidyn.data.md_trajectories import MolecularDynamics
 from equidyn.data.mocap import Mocap
 from equidyn.data.nbody import NBody
 from equidyn.data.periodic import Periodic
+from equidyn.data.properties import Properties
 from equidyn.data.proteins import Protein
+from equidyn.data.shapes import Shapes
 from equidyn.data.structures import Structures
 
 DATASETS = {
@@ -12,9 +14,21 @@ DATASETS = {
     "mocap": Mocap,
     "nbody": NBody,
     "periodic": Periodic,
+    "properties": Properties,
     "protein": Protein,
+    "shapes": Shapes,
     "structures": Structures,
 }
 """What a recipe can name under `data.dataset`."""
 
-__all__ = ["DATASETS", "Mocap", "MolecularDynamics", "NBody", "Periodic", "Protein", "Structures"]
+__all__ = [
+    "DATASETS",
+    "Mocap",
+    "MolecularDynamics",
+    "NBody",
+    "Periodic",
+    "Properties",
+    "Protein",
+    "Shapes",
+    "Structures",
+]

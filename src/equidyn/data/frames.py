@@ -7,10 +7,10 @@ calculator, these before plain keys; a key the caller names before all of them. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ase.db
 import ase.io
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from equidyn.core.errors import InputError
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 _NAMES = {
     "energy": ("REF_energy", "energy", "free_energy", "Energy", "total_energy"),
@@ -92,29 +93,37 @@ def read_frames(path: str | Path, keys: Mapping[str, str] | None = None) -> Sequ
     for name in keys or {}:
         if name not in _NAMES:
             raise InputError("unknown label", where="data.keys", expected=f"one of {', '.join(_NAMES)}", got=name)
-    if not path.exists():
-        raise InputError("no such file", where=path, expected="structures (extxyz, any format of ASE, .db, .lmdb)")
-    if path.is_dir() or path.suffix == ".lmdb":
+    if path.is_dir() or (path.suffix == ".lmdb" and path.exists()):
         from equidyn.data.structure_store import StructureStore
 
         return StructureStore(path)
-    frames = list(_read(path, keys or {}))
-    if not frames:
-        raise InputError("no structures", where=path, expected="at least one")
-    return frames
+    return read_each(path, lambda atoms, where: from_atoms(atoms, keys, where))
 
 
-def _read(path: Path, keys: Mapping[str, str]) -> Iterator[Frame]:
-    number = 0
+def read_each(path: Path, make: Callable[[Atoms, str], T]) -> list[T]:
+    """What is made of each structure of a file of ASE's.
+
+    Args:
+        path: the file.
+        make: of the structure and its place, for messages.
+
+    Raises:
+        InputError: no such file, one that cannot be read, no structures in it.
+    """
+    made: list[T] = []
+    if not path.exists():
+        raise InputError("no such file", where=path, expected="structures (extxyz, any format of ASE, .db, .lmdb)")
     try:
         for atoms in _rows(path) if path.suffix == ".db" else ase.io.iread(path, index=":"):
-            yield from_atoms(atoms, keys, f"{path}, frame {number}")
-            number += 1
+            made.append(make(atoms, f"{path}, frame {len(made)}"))
     except InputError:
         raise
     except Exception as error:  # ASE raises whatever its readers happen to run into
         got = f"{type(error).__name__}: {error}"
-        raise InputError("unreadable structure", where=f"{path}, frame {number}", got=got[:200]) from None
+        raise InputError("unreadable structure", where=f"{path}, frame {len(made)}", got=got[:200]) from None
+    if not made:
+        raise InputError("no structures", where=path, expected="at least one")
+    return made
 
 
 def _rows(path: Path) -> Iterator[Atoms]:

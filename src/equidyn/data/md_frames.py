@@ -12,7 +12,6 @@ there are missing here. Lengths are in Å.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import struct
 import warnings
@@ -26,6 +25,7 @@ import ase.io
 import numpy as np
 
 from equidyn.core.errors import InputError
+from equidyn.core.extras import require
 from equidyn.core.files import write_arrays
 from equidyn.core.units import KCAL_MOL
 
@@ -200,11 +200,7 @@ def _read_ase(path: Path, selection: str) -> Frames:
 
 
 def _read_streamed(path: Path, topology: Path, selection: str) -> Frames:
-    if importlib.util.find_spec("MDAnalysis") is None:
-        expected = "pip install 'equidyn[MDAnalysis]'"
-        raise InputError("trajectories with a topology need MDAnalysis", where=path, expected=expected)
-    import MDAnalysis
-
+    MDAnalysis = require("MDAnalysis", "MDAnalysis", "a trajectory with a topology", where=path)
     with warnings.catch_warnings(action="ignore"):
         try:
             universe = MDAnalysis.Universe(str(topology))

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from equidyn.core.errors import InputError
+from equidyn.core.extras import require
 from equidyn.core.files import write_arrays
 
 Floats = NDArray[np.floating[Any]]
@@ -194,10 +195,7 @@ def _read_packed(path: Path) -> Recordings:
 
 
 def _read_bvh(path: Path) -> Recordings:
-    try:
-        import pybvh
-    except ImportError:
-        raise InputError("cannot read .bvh", where=path, expected="pip install 'equidyn[mocap]'") from None
+    pybvh = require("pybvh", "mocap", "reading .bvh", where=path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a short file: NumPy warns, and the count of frames is refused below

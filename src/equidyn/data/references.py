@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
+from numpy.typing import ArrayLike, NDArray
 
 from equidyn.core.errors import InputError, unknown_name
 from equidyn.data.frames import Frame
@@ -68,14 +69,27 @@ def least_squares(frames: Sequence[Frame]) -> dict[int, float]:
     Raises:
         InputError: no structure has an energy.
     """
-    elements = sorted({int(z) for frame in frames for z in np.unique(frame.numbers)})
     known = [frame for frame in frames if frame.energy is not None]
     if not known:
         raise InputError("no energies", where=frames[0].where, expected="at least one structure with an energy")
-    counts = np.array([[np.sum(frame.numbers == z) for z in elements] for frame in known], dtype=np.float64)
-    energies = np.array([frame.energy for frame in known])
-    found = np.linalg.lstsq(counts, energies, rcond=None)[0]
-    return dict(zip(elements, found.tolist(), strict=True))
+    energies = np.array([frame.energy for frame in known], dtype=np.float64)
+    found = per_element([frame.numbers for frame in known], energies)
+    return {z: found.get(z, 0.0) for z in sorted({int(z) for frame in frames for z in np.unique(frame.numbers)})}
+
+
+def per_element(numbers: Sequence[NDArray], values: ArrayLike) -> dict[int, float]:
+    """What an atom of each element gives, so that the sums over the atoms come close to values, by least squares.
+
+    Args:
+        numbers: atomic numbers of each structure.
+        values: of each structure.
+    """
+    counts = np.zeros((len(numbers), len(chemical_symbols)))
+    for row, own in zip(counts, numbers, strict=True):
+        np.add.at(row, own, 1.0)
+    elements = np.flatnonzero(counts.any(0))
+    found = np.linalg.lstsq(counts[:, elements], np.asarray(values, dtype=np.float64), rcond=None)[0]
+    return dict(zip(elements.tolist(), found.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

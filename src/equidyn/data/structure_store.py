@@ -21,6 +21,7 @@ import safetensors.numpy
 from ase.data import chemical_symbols
 
 from equidyn.core.errors import InputError
+from equidyn.core.extras import require
 from equidyn.data.frames import LABELS, Frame
 from equidyn.data.references import isolated_energies
 from equidyn.data.structure_checks import check_frame
@@ -30,11 +31,7 @@ _MAP_SIZE = 1 << 40  # address space, not memory or disk
 
 
 def _lmdb() -> Any:
-    try:
-        import lmdb
-    except ImportError:
-        raise InputError("LMDB needs a package", expected="pip install 'equidyn[lmdb]'", got="no lmdb") from None
-    return lmdb
+    return require("lmdb", "lmdb", "LMDB")
 
 
 _opened: dict[tuple[str, int], Any] = {}

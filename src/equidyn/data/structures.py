@@ -13,7 +13,6 @@ Arguments of a model that a recipe leaves out and that `fitted` offers are taken
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from equidyn.core.errors import DataWarning, InputError
 from equidyn.data.frames import Frame, read_frames, weighted
 from equidyn.data.references import References, Statistics, isolated_energies, least_squares, named_energies, statistics
+from equidyn.data.splits import random_split, read_split
 from equidyn.data.structure_checks import check_frame, findings, lone_atoms
 from equidyn.data.structure_dataset import StructureDataset
 from equidyn.data.structure_store import StructureStore
@@ -43,7 +43,7 @@ class Structures:
         val: validation structures: a share of them, a number of them, or another file.
         test: test structures, likewise; or several files, by the name they are reported under; null to test on the
             validation structures.
-        split: JSON file with indices `train`, `val` and perhaps `test` into `path`, instead of shares.
+        split: JSON or .npz file with indices `train`, `val` and perhaps `test` into `path`, instead of shares.
         cutoff: largest distance of neighbours, Å; the `cutoff` of the model.
         reference: energies of the isolated atoms: "isolated" (single atoms of config type IsolatedAtom in `path`, or
             those of the file `isolated`), "least_squares", "none", or energies by chemical symbol; "auto" takes
@@ -236,20 +236,10 @@ class Structures:
 
     def _indices(self, count: int) -> dict[str, list[int]]:
         if self.split:
-            return _read_split(Path(self.split), count)
-        order = np.random.default_rng(self.seed).permutation(count).tolist()
-        asked = (("val", self.val), ("test", self.test))
-        wanted = {name: value for name, value in asked if isinstance(value, int | float)}
-        parts: dict[str, list[int]] = {"val": []}
-        taken = 0
-        for name, value in wanted.items():
-            number = round(value * count) if value < 1 else int(value)
-            if not 0 < number < count - taken:
-                got = f"{value} of {count}"
-                raise InputError(f"{name} structures", where=f"data.{name}", expected="fewer than all", got=got)
-            parts[name] = sorted(order[count - taken - number : count - taken])
-            taken += number
-        return {"train": sorted(order[: count - taken]), **parts}
+            return read_split(Path(self.split), count)
+        asked = {"val": self.val, "test": self.test}
+        wanted = {name: value for name, value in asked.items() if isinstance(value, int | float)}
+        return {"val": [], **random_split(count, wanted, self.seed)}
 
 
 def print_fit(references: References, found: Statistics) -> None:
@@ -293,26 +283,6 @@ class _Chosen(Sequence):
 
 def _pick(frames: Sequence[Frame], which: Sequence[int]) -> Sequence[Frame]:
     return [frames[i] for i in which] if isinstance(frames, list) else _Chosen(frames, which)
-
-
-def _read_split(path: Path, count: int) -> dict[str, list[int]]:
-    if not path.is_file():
-        raise InputError("no such file", where=path, expected="JSON with the indices train and val")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        parts = {name: [int(i) for i in content[name]] for name in ("train", "val", "test") if name in content}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError("not a split", where=path, expected="JSON with the indices train and val", got=error) from None
-    for name in ("train", "val"):
-        if not parts.get(name):
-            raise InputError(f"no indices {name}", where=path, expected="at least one")
-    every = [i for part in parts.values() for i in part]
-    if min(every) < 0 or max(every) >= count:
-        got = f"{min(every)} to {max(every)}"
-        raise InputError("index outside the file", where=path, expected=f"0 to {count - 1}", got=got)
-    if len(set(every)) < len(every):
-        raise InputError("an index in two parts", where=path, expected="each structure in one part")
-    return parts
 
 
 def _complete(known: References, elements: Sequence[int], where: str) -> References:

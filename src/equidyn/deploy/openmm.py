@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from equidyn.core.errors import InputError
+from equidyn.core.extras import require
 from equidyn.core.units import KJ_MOL
 from equidyn.deploy.neighbors import SkinNeighbors
-from equidyn.deploy.potential import Potential, require
+from equidyn.deploy.potential import Potential
 
 
 def make_force(
@@ -43,7 +44,7 @@ def make_force(
         MissingExtraError: OpenMM is not installed.
         InputError: an unknown element, or an OpenMM without PythonForce.
     """
-    openmm = require("openmm", "openmm")
+    openmm = require("openmm", "openmm", "a force for OpenMM")
     if not hasattr(openmm, "PythonForce"):
         raise InputError("OpenMM without PythonForce", expected="8.4 or later", got=openmm.version.version)
     potential.check_elements(numbers, "numbers")
@@ -66,5 +67,5 @@ def make_force(
 
 
 def _in_angstrom(quantity: Any) -> np.ndarray:
-    unit = require("openmm.unit", "openmm")
+    unit = require("openmm.unit", "openmm", "a force for OpenMM")
     return np.array(quantity.value_in_unit(unit.angstrom), dtype=np.float64)

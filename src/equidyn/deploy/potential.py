@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from equidyn.core.errors import EquidynError, InputError
+from equidyn.core.errors import InputError
 from equidyn.ops.derivatives import WithForces
 from equidyn.ops.neighbors import neighbor_list
 from equidyn.train.checkpoint import load_model
@@ -175,27 +174,3 @@ def refuse_coincident(pos: Tensor, edge_index: Tensor, edge_shift: Tensor, where
         pair = sorted(edge_index[:, int(distance.argmin())].tolist())
         got = f"atoms {pair[0]} and {pair[1]}, {float(distance.min()):.1e} Å apart"
         raise InputError("two atoms at the same place", where=where, expected=f"{COINCIDENT} Å or more", got=got)
-
-
-class MissingExtraError(EquidynError, ImportError):
-    """An engine that is not installed."""
-
-
-def require(module: str, extra: str, note: str = "") -> ModuleType:
-    """Import the package of an engine.
-
-    Args:
-        module: its name.
-        extra: the extra of Equidyn that installs it.
-        note: what else it needs of the system.
-
-    Raises:
-        MissingExtraError: it is not there or does not load.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        install = f"pip install 'equidyn[{extra}]'" + (f"; {note}" if note else "")
-        raise MissingExtraError(f"{module} cannot be imported, expected after {install}, got {error}") from None

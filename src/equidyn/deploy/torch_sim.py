@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equidyn.core.extras import require
 from equidyn.deploy.neighbors import SkinNeighbors
-from equidyn.deploy.potential import Potential, Structure, join, require
+from equidyn.deploy.potential import Potential, Structure, join
 
 
 def make_model(potential: Potential, *, skin: float = 1.0) -> Any:
@@ -29,7 +30,7 @@ def make_model(potential: Potential, *, skin: float = 1.0) -> Any:
     Raises:
         MissingExtraError: TorchSim is not installed.
     """
-    base: Any = require("torch_sim.models.interface", "torchsim").ModelInterface
+    base: Any = require("torch_sim.models.interface", "torchsim", "a model for TorchSim").ModelInterface
 
     class EquidynModel(base):
         def __init__(self) -> None:

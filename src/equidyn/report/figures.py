@@ -17,6 +17,7 @@ WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 10, 42
 MAX_POINTS = 400  # per line: more than a chart this wide can show
 MAX_DOTS = 1500  # per parity plot
+FEW_DOTS = 200  # that may be larger
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,9 @@ def parity_plot(title: str, true: Floats, predicted: Floats, style: str) -> str:
     x, y = axis(_every(true, MAX_DOTS)), y_axis(_every(predicted, MAX_DOTS))
     inside = (y >= 10) & (y <= size - bottom)
     dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x[inside], y[inside], strict=True))
+    few = " few" if x.size <= FEW_DOTS else ""
     diagonal = f'<path class="diagonal" d="M{axis.start} {y_axis.start}L{axis.stop} {y_axis.stop}"/>'
-    body = _frame(axis, y_axis, "true", "predicted", size) + diagonal + f'<path class="dots {style}" d="{dots}"/>'
+    body = _frame(axis, y_axis, "true", "predicted", size) + diagonal + f'<path class="dots{few} {style}" d="{dots}"/>'
     spread = float(((true - true.mean()) ** 2).mean())
     error = float(((predicted - true) ** 2).mean())
     fit = f"R² {number(1 - error / spread)}, " if spread > 0 else ""
@@ -129,7 +131,7 @@ def parity_plot(title: str, true: Floats, predicted: Floats, style: str) -> str:
     caption = (
         f"{fit}root mean square error {number(math.sqrt(error))}; {count(x.size)} of {count(true.size)} values shown"
     )
-    label = f"Predicted against true displacement, {title}: {caption}"
+    label = f"Predicted against true, {title}: {caption}"
     svg = f'<svg viewBox="0 0 {size} {size}" role="img" aria-label="{escape(label)}">{body}</svg>'
     return _figure(title, svg, f"{caption}{outside}.", "parity")
 

@@ -13,11 +13,18 @@ from string import Template
 import numpy as np
 
 from equidyn.core.errors import InputError
-from equidyn.report import potential
+from equidyn.report import potential, property, sections
 from equidyn.report.potential import read_potential
+from equidyn.report.property import read_property
 from equidyn.report.runs import read_run, read_runs, task_of
-from equidyn.report.sections import SECTIONS, page_title
 from equidyn.report.text import escape
+
+_PAGES = {  # by task: what reads a run folder, and the sections
+    "classification": (read_property, property.SECTIONS),
+    "potential": (read_potential, potential.SECTIONS),
+    "property": (read_property, property.SECTIONS),
+    "trajectory": (read_run, sections.SECTIONS),
+}
 
 
 def write_report(run_folders: Sequence[Path], out: Path) -> Path:
@@ -36,20 +43,20 @@ def write_report(run_folders: Sequence[Path], out: Path) -> Path:
     kinds = {task_of(Path(folder)) for folder in run_folders}
     if len(kinds) > 1:
         raise InputError("runs of different tasks on one page", expected="one task", got=", ".join(sorted(kinds)))
-    potentials = kinds == {"potential"}
-    runs = read_runs(run_folders, read_potential if potentials else read_run)
+    read, parts = _PAGES[kinds.pop()] if kinds else _PAGES["trajectory"]
+    runs = read_runs(run_folders, read)
     with np.errstate(all="ignore"):  # a diverged run may hold anything; the page says so
-        body = [section(runs) for section in (potential.SECTIONS if potentials else SECTIONS)]
-    return write_page(page_title(runs), body, out)
+        body = [section(runs) for section in parts]
+    return write_page(sections.page_title(runs), body, out)
 
 
-def write_page(title: str, sections: Sequence[str], out: Path) -> Path:
+def write_page(title: str, body: Sequence[str], out: Path) -> Path:
     """Writes a page of finished sections (HTML) in the style of the report.
 
     Raises:
         InputError: `out` cannot be written.
     """
-    page = _render(title, sections)
+    page = _render(title, body)
     out = Path(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -64,13 +71,13 @@ def write_page(title: str, sections: Sequence[str], out: Path) -> Path:
     return out
 
 
-def _render(title: str, sections: Sequence[str]) -> str:
+def _render(title: str, body: Sequence[str]) -> str:
     charts, animation = _asset("charts.js"), _asset("animation.js")
     return Template(_asset("template.html")).substitute(
         title=escape(title),
         script_hashes=" ".join(map(_content_hash, (charts, animation))),
         style=_asset("style.css"),
-        body="\n".join(filter(None, sections)),
+        body="\n".join(filter(None, body)),
         charts=charts,
         animation=animation,
     )

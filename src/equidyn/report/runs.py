@@ -19,6 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from equidyn.core.errors import InputError
+from equidyn.tasks import TASKS
 
 Floats = NDArray[np.float64]
 
@@ -151,7 +152,9 @@ def task_of(folder: Path) -> str:
     except (ValueError, RecursionError) as error:
         raise InputError("corrupt JSON", where=path, got=error) from error
     task = raw.get("task", "trajectory") if isinstance(raw, Mapping) else "trajectory"
-    return task if isinstance(task, str) else "trajectory"
+    if not isinstance(task, str) or task not in TASKS:
+        raise InputError("unknown task", where=path, expected=f"one of {', '.join(TASKS)}", got=task)
+    return task
 
 
 def read_runs(folders: Sequence[Path], read: Callable[[Path], Any] | None = None) -> list[Any]:

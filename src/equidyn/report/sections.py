@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def _baseline_style(index: int) -> tuple[str, str]:
 # ---- Headline -------------------------------------------------------------------------------------------------------
 
 
-def page_title(runs: Sequence[Run]) -> str:
+def page_title(runs: Sequence[Any]) -> str:
     """The runs, as a title names them."""
     names = [run.name for run in runs]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -9,7 +9,6 @@ Lengths are in Å, times in fs, energies in eV.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from ase.md.verlet import VelocityVerlet
 
 import equidyn
 from equidyn.core.errors import InputError, unknown_name
+from equidyn.core.extras import require
 
 METHODS = ("GFN2-xTB", "GFN1-xTB")
 _BUILT_IN = {"ethanol": "CH3CH2OH", "benzene": "C6H6", "water": "H2O"}
@@ -209,11 +209,7 @@ def _check(**values: float) -> None:
 
 
 def _tblite(method: str) -> Calculator:
-    if importlib.util.find_spec("tblite") is None:
-        expected = "pip install 'equidyn[simulate]'"
-        raise InputError("molecular dynamics needs tblite", where="simulate md", expected=expected)
     if method not in METHODS:
         raise unknown_name("method", method, METHODS, where="simulate md")
-    from tblite.ase import TBLite
-
-    return TBLite(method=method, verbosity=0)
+    tblite = require("tblite.ase", "simulate", "molecular dynamics", where="simulate md")
+    return tblite.TBLite(method=method, verbosity=0)

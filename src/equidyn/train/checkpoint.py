@@ -73,15 +73,15 @@ class Ensemble(nn.Module):
     """Several models of one recipe, trained from different seeds, as one.
 
     Its outputs are the means of theirs; `trajectory_std [N, P]` is the standard deviation of the predicted positions
-    over the members, per coordinate (root mean square over the three).
+    over the members, per coordinate (root mean square over the three), and `prediction_std` that of a property.
 
     Args:
         members: the models.
-        task: theirs. Where it keeps bone lengths, positions are averaged after that: before it, each member is free to
-            put them anywhere along the bones.
+        task: that of trajectories, if it is theirs. Where it keeps bone lengths, positions are averaged after that:
+            before it, each member is free to put them anywhere along the bones.
     """
 
-    def __init__(self, members: Sequence[nn.Module], task: TrajectoryTask) -> None:
+    def __init__(self, members: Sequence[nn.Module], task: TrajectoryTask | None = None) -> None:
         super().__init__()
         self.members, self.task = nn.ModuleList(members), task
         for name in ("times", "symmetry"):
@@ -92,6 +92,8 @@ class Ensemble(nn.Module):
         """The mean of the members' outputs, and how far they disagree."""
         outputs = [self._output(member, sample) for member in self.members]
         mean = {name: torch.stack([out[name] for out in outputs]).mean(0) for name in outputs[0]}
+        if "prediction" in mean:
+            return mean | {"prediction_std": torch.stack([out["prediction"] for out in outputs]).std(0)}
         name = "trajectory" if "trajectory" in mean else "pos"
         spread = torch.stack([out[name] - mean[name] for out in outputs])
         variance = spread.square().sum(0).mean(-1) / (len(outputs) - 1)
@@ -99,7 +101,7 @@ class Ensemble(nn.Module):
 
     def _output(self, member: nn.Module, sample: Data) -> dict[str, Tensor]:
         out = member(sample)
-        if not self.task.bone_lengths:
+        if self.task is None or not self.task.bone_lengths:
             return out
         positions = self.task.predicted(out, sample)
         return out | ({"trajectory": positions} if "trajectory" in out else {"pos": positions.squeeze(-2)})
@@ -169,10 +171,13 @@ def _load_ensemble(folder: Path) -> Trained:
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError("unknown format version", where=path, expected=FORMAT_VERSION)
     trained = _members(members, folder)
-    errors = [member.info["val_f_mse"] for member in trained]
-    info = {"epoch": max(member.info["epoch"] for member in trained), "val_f_mse": sum(errors) / len(errors)}
-    model = Ensemble([member.model for member in trained], trajectory_task(trained[0].config)).eval()
-    return Trained(model, trained[0].config | {"name": folder.name}, info, folder)
+    errors = [key for key in trained[0].info if key.startswith("val_")]
+    info = {"epoch": max(member.info["epoch"] for member in trained)}
+    info |= {key: sum(member.info[key] for member in trained) / len(trained) for key in errors}
+    config = trained[0].config
+    task = trajectory_task(config) if config["task"]["name"] == "trajectory" else None
+    model = Ensemble([member.model for member in trained], task).eval()
+    return Trained(model, config | {"name": folder.name}, info, folder)
 
 
 def load_model(run: str | Path) -> Trained:

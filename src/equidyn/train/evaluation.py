@@ -14,10 +14,13 @@ import torch
 
 from equidyn.core.errors import InputError
 from equidyn.core.files import write_atomically
+from equidyn.data.qm9 import is_qm9
 from equidyn.models import SYSTEMS
-from equidyn.tasks import TASKS
+from equidyn.tasks import TASKS, PotentialTask, TrajectoryTask
 from equidyn.train.checkpoint import build_family, load_model
 from equidyn.train.potential_evaluation import evaluate_potential
+from equidyn.train.property_evaluation import evaluate_property
+from equidyn.train.recipe import build_arguments
 from equidyn.train.trajectory_evaluation import evaluate_trajectories
 
 
@@ -34,19 +37,21 @@ def evaluate(run: str | Path, *, data: str | None = None, windows: int = 1, curv
         The content of `evaluation.json`.
 
     Raises:
-        InputError: unusable run folder or data, windows or curvature of a potential.
+        InputError: unusable run folder or data, windows or curvature of another model than one of trajectories.
     """
     trained = load_model(run)
     options = dict(trained.config["task"])
     name = options.pop("name")
-    task = TASKS[name](**options)
-    source = build_family(trained.config, **(_tested_on(data, name) if data else {}))
-    if name == "trajectory":
+    task = TASKS[name](**build_arguments(TASKS[name], options))
+    source = build_family(trained.config, **(_tested_on(data, trained.config["data"]["dataset"]) if data else {}))
+    if isinstance(task, TrajectoryTask):
         measured = evaluate_trajectories(trained, task, source, windows=windows, curvature=curvature)
     elif windows != 1 or curvature:
         raise InputError("windows and curvature", where=trained.folder, expected="a model of trajectories", got=name)
-    else:
+    elif isinstance(task, PotentialTask):
         measured = evaluate_potential(trained, task, source)
+    else:
+        measured = evaluate_property(trained, task, source)
     entry = SYSTEMS[trained.config["system"]]
     result: dict[str, Any] = {
         "name": trained.config["name"],
@@ -54,9 +59,9 @@ def evaluate(run: str | Path, *, data: str | None = None, windows: int = 1, curv
         "system": entry.name,
         "parameters": sum(p.numel() for p in trained.model.parameters()),
         "epoch": trained.info["epoch"],
+        "published": trained.config.get("published", {}),
         **measured,
         "symmetry_dtype": "float32",
-        "published": trained.config.get("published", {}),
         "citation": entry.citation.bibtex(),
         "machine": f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}",
     }
@@ -65,9 +70,11 @@ def evaluate(run: str | Path, *, data: str | None = None, windows: int = 1, curv
     return result
 
 
-def _tested_on(path: str, task: str) -> dict[str, Any]:
+def _tested_on(path: str, dataset: str) -> dict[str, Any]:
     """Arguments of a data family that make another file the one to test on."""
-    return {"test": {Path(path).name: path}} if task == "potential" else {"path": path}
+    if dataset == "structures":
+        return {"test": {Path(path).name: path}}
+    return {"test": path} if dataset == "properties" and not is_qm9(path) else {"path": path}
 
 
 def _finite(value: Any) -> Any:

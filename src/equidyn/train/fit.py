@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampl
 
 from equidyn.core.errors import InputError
 from equidyn.core.files import make_folder, write_atomically
+from equidyn.data.graphs import GraphDataset
 from equidyn.tasks import Task
 from equidyn.train.callbacks import EpochProgress, RunFolder
 from equidyn.train.checkpoint import load_model, refuse_other_tensors
@@ -129,7 +130,7 @@ def loaders(recipe: Recipe, data: Any) -> tuple[DataLoader, DataLoader]:
             DataLoader(val, val.at_once, collate_fn=_only),
         )
     if not hasattr(train, "sizes") or recipe.train.devices > 1:
-        expected = "dataset: structures, on one device"
+        expected = "dataset: structures or properties, on one device"
         raise InputError("batch_atoms and batch_edges", where=recipe.name, expected=expected, got=limits)
 
     def batches(part: Any, sampler: Sampler[int], most: int, drop_last: bool) -> DataLoader:
@@ -162,6 +163,20 @@ def _completed(recipe: Recipe, data: Any, stored: Mapping[str, Any] | None) -> R
     return recipe.completed(data.fitted(recipe.config["model"])) if recipe.left else recipe
 
 
+def _task_completed(recipe: Recipe, data: Any, stored: Mapping[str, Any] | None) -> Recipe:
+    """The recipe with what its task leaves to the training samples, likewise."""
+    if not recipe.task_left:
+        return recipe
+    if stored is None and recipe.train.init_from:
+        stored = load_model(recipe.train.init_from).config
+    if stored is not None and stored["task"]["name"] == recipe.config["task"]["name"]:
+        return recipe.task_completed(stored["task"])
+    train = data.part("train")
+    if not isinstance(train, GraphDataset):
+        raise InputError("the task does not fit the data", expected="dataset: properties or shapes")
+    return recipe.task_completed(recipe.build_task().fitted(train))
+
+
 def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress: bool = True) -> Path:
     """Train and leave `config.yaml`, `metrics.csv`, `model.safetensors`, `model.json` and `checkpoints/` in a folder.
 
@@ -181,9 +196,10 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     if not resume and (folder / "config.yaml").exists() and _is_first_process():
         raise InputError("the folder holds a run", where=folder, expected="another --name, or --resume to continue it")
     options = recipe.train
-    task, data = recipe.build_task(), recipe.build_data()
+    data = recipe.build_data()
     batches, validation = loaders(recipe, data)
-    recipe = _completed(recipe, data, stored)
+    recipe = _task_completed(_completed(recipe, data, stored), data, stored)
+    task = recipe.build_task()
     seed_everything(recipe.seed, verbose=False)
     model = recipe.build_model()
     if options.init_from:
@@ -288,7 +304,8 @@ def _refuse_other_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise InputError("corrupt configuration", where=path, got=error) from None
     content = read_recipe(content).config  # with defaults of options that are younger than the run
-    stored, asked = _flat(content), _flat(recipe.config)
+    known = {name: content["task"].get(name) for name in recipe.task_left}
+    stored, asked = _flat(content), _flat(recipe.config | {"task": recipe.config["task"] | known})
     for key in sorted(stored.keys() | asked.keys()):
         left = key.removeprefix("model.").split(".")[0] in recipe.left
         if stored.get(key) != asked.get(key) and not key.startswith(_MAY_CHANGE) and not left:

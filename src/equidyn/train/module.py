@@ -168,6 +168,7 @@ def _factor(options: TrainOptions, steps_per_epoch: int, step: int) -> float:
     rise = min(1.0, (step + 1) / (warmup + 1))
     if options.halve_every:
         rise *= 0.5 ** (step // (options.halve_every * steps_per_epoch))
+    rise *= 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in options.drop_at)
     if options.schedule == "constant":
         return rise
     return rise * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(step, total) / total))))

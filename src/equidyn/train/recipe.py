@@ -7,7 +7,8 @@
     data: {dataset: nbody, ...}     # arguments of the data family
     task: {name: trajectory, ...}   # arguments of the task
     train: {...}                    # `TrainOptions`
-    published: {...}                # optional: {label: {f_mse: ..., a_mse: ...}}, shown beside our errors
+    published: {...}                # optional, shown beside ours: {label: {f_mse: ..., a_mse: ...}}; of properties
+                                    # {label: {target: MAE}}, of classes {label: {accuracy: ...}}
 
 Every key is checked against the signature it ends up in; the command line overrides any of them.
 """
@@ -89,6 +90,7 @@ class TrainOptions:
         init_from: run folder whose weights the training starts from; its model section replaces that of the recipe.
         warmup: epochs of the warm-up.
         halve_every: epochs after which the learning rate is halved, again and again; 0 for never.
+        drop_at: epochs from which on it is a tenth of what it was before.
         clip: largest norm of the gradient; 0 for no limit.
         ema: decay of the averaged weights that are evaluated and kept, less in the first steps; 0 to use the last
             weights.
@@ -125,6 +127,7 @@ class TrainOptions:
     init_from: str | None = None
     warmup: float = 0.0
     halve_every: int = 0
+    drop_at: tuple[int, ...] = ()
     clip: float = 0.0
     ema: float = 0.0
     noise: float = 0.0
@@ -147,6 +150,7 @@ class TrainOptions:
         self._require("ema", 0 <= self.ema < 1, "0 or more and less than 1")
         self._require("amsgrad", not (self.amsgrad and self.optimizer == "soap"), "false with optimizer: soap")
         self._require("warmup", not self.warmup or self.schedule != "plateau", "0 with schedule: plateau")
+        self._require("drop_at", all(epoch > 0 for epoch in self.drop_at), "epochs above 0")
         self._require("lr_factors", all(0 <= f < float("inf") for f in self.lr_factors.values()), "0 or more")
         second = self.stage_two
         self._require("stage_two", second is None or (second.epoch > 0 and second.lr > 0), "epoch and lr above 0")
@@ -168,6 +172,7 @@ class Recipe:
         train: training options.
         config: everything as plain values, as it is written to `config.yaml`.
         left: arguments of the model that the recipe leaves to the data.
+        task_left: options of the task that it leaves to the training samples.
     """
 
     name: str
@@ -179,6 +184,7 @@ class Recipe:
     train: TrainOptions
     config: dict[str, Any] = field(repr=False)
     left: tuple[str, ...] = ()
+    task_left: tuple[str, ...] = ()
 
     def build_data(self) -> Any:
         """The data family."""
@@ -197,6 +203,12 @@ class Recipe:
             raise InputError("cutoff", where=self.name, expected=f"at most data.cutoff {reach}", got=got)
         built = build_arguments(self.system.model, model)
         return replace(self, model=built, config=self.config | {"model": model}, left=())
+
+    def task_completed(self, values: Mapping[str, Any]) -> Recipe:
+        """The same recipe with the options of the task that it left to the training samples."""
+        task = self.config["task"] | {name: _plain(values[name]) for name in self.task_left}
+        built = build_arguments(TASKS[task["name"]], {name: value for name, value in task.items() if name != "name"})
+        return replace(self, task=built, config=self.config | {"task": task}, task_left=())
 
     def build_model(self) -> Any:
         """The model, freshly initialised.
@@ -300,9 +312,17 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: S
         "published": _section(content, "published", where),
     }
     built = {section: build_arguments(target, checked[section]) for section, target in targets.items()}
-    options = TrainOptions(**built["train"])
     return Recipe(
-        name, entry, seed, built["model"], built["data"], built["task"], options, _plain(config), tuple(sorted(left))
+        name,
+        entry,
+        seed,
+        built["model"],
+        built["data"],
+        built["task"],
+        TrainOptions(**built["train"]),
+        _plain(config),
+        left=tuple(sorted(left)),
+        task_left=tuple(n for n in getattr(task_class, "FITTED", ()) if not checked["task"][n]),
     )
 
 
