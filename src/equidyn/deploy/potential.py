@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -78,10 +78,9 @@ class Potential(nn.Module):
         )
         sample.head = torch.full((int(atoms.batch[-1]) + 1,), self.head, device=self.device)
         out = self.derivatives(sample)
-        energies = atom_energies(out)
         return {
             "energy": out["energy"].double(),
-            "energies": energies.double(),
+            "energies": out["atom_energy"].double(),
             "forces": out["forces"].double(),
             "virial": out["virial"].double(),
         }
@@ -143,11 +142,6 @@ def load_potential(
     if dtype is not None and kind not in (torch.float32, torch.float64):
         raise InputError("dtype", where="load_potential", expected="float32 or float64", got=dtype)
     return Potential(load_model(run).model, device=device, dtype=kind, head=head)
-
-
-def atom_energies(out: Mapping[str, Tensor]) -> Tensor:
-    """The energy of each atom [N], as NequIP or as MACE names it."""
-    return out["atom_energy"] if "atom_energy" in out else out["node_energy"]
 
 
 def join(structures: Sequence[Structure]) -> Structure:
