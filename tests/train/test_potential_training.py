@@ -242,3 +242,11 @@ def test_data_verbs(files, tmp_path, capsys):
     assert "forces agree with energies" in capsys.readouterr().out
     assert main(["data", "pack", str(files / "set.xyz"), str(files / "set.xyz")]) == 2
     assert "the file exists" in capsys.readouterr().err
+
+
+def test_forces_are_learned_without_the_compiler(files, tmp_path):
+    plain = run(tmp_path / "plain", recipe(files, train={"epochs": 1}))
+    with pytest.warns(UserWarning, match=r"torch.compile does not work here.*cannot differentiate twice"):
+        asked = run(tmp_path / "asked", recipe(files, train={"epochs": 1, "compile": True}))
+    before, after = (safetensors.torch.load_file(f / "model.safetensors") for f in (plain, asked))
+    assert all(torch.equal(before[name], after[name]) for name in before)
