@@ -3,8 +3,9 @@
     python -m benchmarks.drift copper                     copper near 300 K, fitted to EMT
     python -m benchmarks.drift molecule --data FILE.xyz   a molecule near 300 K, fitted to energies and forces of a file
 
-10 ps in steps of 0.5 fs, float64. Prints, every half picosecond, the total energy per atom: its drift (mean over the last
-picosecond minus that over the first) and its largest departure from the start. `--run FOLDER` takes a trained potential instead of a fit.
+10 ps in steps of 0.5 fs, float64. Prints, every half picosecond, the total energy per atom: its drift (mean over the
+last picosecond minus that over the first) and its largest departure from the start. `--run FOLDER` takes a trained
+potential instead of a fit.
 """
 
 from __future__ import annotations

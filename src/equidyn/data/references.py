@@ -119,7 +119,7 @@ def statistics(frames: Sequence[Frame], degrees: Sequence[np.ndarray], reference
 
 
 def nearest_pairs(samples: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
-    """The smallest distance (Å) of each pair of elements ("H-C", the lighter first) among structures with neighbours."""
+    """Smallest distance (Å) of each pair of elements ("H-C", the lighter first) among structures with neighbours."""
     size = len(chemical_symbols)
     nearest = torch.full((size * size,), float("inf"), dtype=torch.float64)
     for sample in samples:

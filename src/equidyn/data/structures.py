@@ -65,8 +65,8 @@ class Structures:
         cache: keep neighbour lists in memory; false to find them anew for each batch.
         replay: file of structures to train on besides, when a trained model learns something new.
         replay_weight: their weight in the loss.
-        replay_head: give them a head of their own, for energies of another level of theory than the new ones: head 0 learns
-            the new structures, head 1 keeps what the model knew (MACE, with `train.init_from`).
+        replay_head: give them a head of their own, for energies of another level of theory than the new ones: head 0
+            learns the new structures, head 1 keeps what the model knew (MACE, with `train.init_from`).
         seed: of the random shares.
 
     Raises:
@@ -188,7 +188,7 @@ class Structures:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What a run keeps of its training structures, as plain values: the smallest distance of each pair of elements."""
+        """What a run keeps of its training structures: the smallest distance of each pair of elements."""
         part = self.part("train")
         return {"nearest": nearest_pairs(part.tensors(i) for i in _spread(len(part)))}
 
