@@ -41,6 +41,8 @@ MACE_CONFIG = {
     "atomic_energies": [-13.6, -1029.0, -2042.0],
     "avg_num_neighbors": NEIGHBORS,
     "radial_MLP": [64, 64, 64],
+    "atomic_inter_scale": 1.0,
+    "atomic_inter_shift": 0.0,
 }
 NEQUIP_CONFIG = {
     "r_max": CUTOFF,
@@ -85,7 +87,7 @@ def _energy_and_forces(out: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 # Peers ---------------------------------------------------------------------------------------------------------------
 
 
-def mace_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
+def mace_ways(compiled: bool, config: dict[str, Any] = MACE_CONFIG) -> dict[str, tuple[nn.Module, Forces]]:
     """mace-torch, and our model with its weights; its compiled form (0.3.16) fails under torch 2.13 and is left out."""
     try:
         from e3nn import o3
@@ -93,7 +95,7 @@ def mace_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
     except ImportError:
         raise SystemExit("mace-torch is missing: pip install mace-torch==0.3.16 in an environment of its own") from None
     block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-    given: dict[str, Any] = MACE_CONFIG | {
+    given: dict[str, Any] = {
         "num_bessel": 8,
         "num_polynomial_cutoff": 5,
         "max_ell": 3,
@@ -101,14 +103,13 @@ def mace_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
         "interaction_cls_first": block,
         "num_interactions": 2,
         "num_elements": len(ELEMENTS),
-        "hidden_irreps": o3.Irreps(MACE_CONFIG["hidden_irreps"]),
+        "hidden_irreps": o3.Irreps(config["hidden_irreps"]),
         "MLP_irreps": o3.Irreps("16x0e"),
-        "atomic_energies": torch.tensor(MACE_CONFIG["atomic_energies"]),
+        "atomic_energies": torch.tensor(config["atomic_energies"]),
         "correlation": 3,
         "gate": torch.nn.functional.silu,
-        "atomic_inter_scale": 1.0,
-        "atomic_inter_shift": 0.0,
     }
+    given = config | given
     torch.manual_seed(0)
     peer = modules.ScaleShiftMACE(**given)
     state = peer.state_dict()
@@ -120,7 +121,7 @@ def mace_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
         return forces
 
     ways = {"mace-torch": (peer, forces_of(peer, peer))}
-    model = interop_mace.build(interop_mace.ARGUMENTS | MACE_CONFIG, "benchmark")
+    model = interop_mace.build(interop_mace.ARGUMENTS | config, "benchmark")
     interop_mace.load(model, state)
     return ways | {"equidyn": (model, ours(model))}
 
@@ -140,7 +141,7 @@ def _for_mace(sample: Data) -> dict[str, Tensor]:
     }
 
 
-def nequip_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
+def nequip_ways(compiled: bool, config: dict[str, Any] = NEQUIP_CONFIG) -> dict[str, tuple[nn.Module, Forces]]:
     """nequip, and our model with its weights."""
     try:
         from nequip.model import NequIPGNNModel
@@ -154,7 +155,7 @@ def nequip_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
 
     def make(mode: str) -> nn.Module:
         with override_model_compile_mode(mode):
-            return NequIPGNNModel(**NEQUIP_CONFIG, seed=0, model_dtype="float32")
+            return NequIPGNNModel(**config, seed=0, model_dtype="float32")
 
     def forces_of(model: nn.Module) -> Forces:
         def forces(sample: Data) -> tuple[Tensor, Tensor]:
@@ -168,7 +169,7 @@ def nequip_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
     if compiled:
         fast = make("compile")
         ways["nequip, compiled"] = (fast, forces_of(fast))
-    meta = {"constructor": NEQUIP_CONFIG, "dtype": "float32"}
+    meta = {"constructor": config, "dtype": "float32"}
     record = Record(Path("benchmark"), meta, dict(peer.state_dict()), inputs={}, outputs={})
     model = interop_nequip.model_of(record)
     return ways | {"equidyn": (model, ours(model))}
