@@ -1,6 +1,6 @@
 """MACE and NequIP against the packages people use, `mace-torch` and `nequip`: same weights, same structures, one run.
 
-python -m benchmarks.potentials --peer mace|nequip [--quick] [--repeats N] [--threads N] [--json FILE]
+python -m benchmarks.potentials --peer mace|nequip [--size 1|2|3] [--quick] [--repeats N] [--threads N] [--json FILE]
 python -m benchmarks.potentials --growth [--json FILE]
 
 The peers need different versions of e3nn, so that each has an environment of its own: `equidyn[bench-nequip]`, or
@@ -217,10 +217,9 @@ def compare(
     for kind, calls in (("inference", inference), ("training", training)):
         for model, _ in ways.values():
             model.train(kind == "training")
-        for call in 3 * list(calls.values()):  # TorchScript optimises during its first calls
-            call()
-        times = side_by_side(calls, repeats=repeats, seconds=seconds)
-        memory = {name: peak_memory(call) for name, call in calls.items()}
+        # TorchScript optimises during its first calls: three go before that of which the memory is measured.
+        memory = {name: peak_memory(call, warm=3) for name, call in calls.items()}
+        times = side_by_side(calls, repeats=repeats, seconds=seconds, warm=0)
         first = next(iter(ways))
         for row in rows:
             name = row["way"]
@@ -254,9 +253,12 @@ def growth(repeats: int) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"atoms": sample.num_nodes, "edges": sample.num_edges}
         for name, model in models.items():
             call = ours(model.eval())
-            seconds = side_by_side({"": lambda call=call, sample=sample: call(sample)}, repeats=repeats)[""]
+            once = lambda call=call, sample=sample: call(sample)  # noqa: E731
+            memory = peak_memory(once, warm=0)  # warms up, too
+            few = repeats if len(sample.pos) < 5000 else 1  # beside one before it: 20,000 atoms take half a minute
+            seconds = side_by_side({"": once}, repeats=few, warm=0)[""]
             row |= {f"{name} s": seconds, f"{name} us per atom": 1e6 * seconds / len(sample.pos)}
-            row[f"{name} MB"] = peak_memory(lambda call=call, sample=sample: call(sample)) / 1e6
+            row[f"{name} MB"] = memory / 1e6
         rows.append(row)
     return rows
 
@@ -267,6 +269,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="cost of our models from 500 to 20,000 atoms")
     parser.add_argument("--quick", action="store_true", help="molecules only, nothing compiled")
     parser.add_argument("--sizes", type=int, default=3, help="how many of the three sizes")
+    parser.add_argument("--size", type=int, choices=(1, 2, 3), help="only this one of them")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--threads", type=int, default=2)
@@ -275,7 +278,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     if options.peer is not None:
         rows = []
-        for title, size in list(SIZES.items())[: 1 if options.quick else options.sizes]:
+        first, last = (options.size - 1, options.size) if options.size else (0, 1 if options.quick else options.sizes)
+        for title, size in list(SIZES.items())[first:last]:
             ways = WAYS[options.peer](compiled=not options.quick)
             rows += compare(ways, title, structures(*size), options.repeats, 0.2 if options.quick else 0.5)
         show(f"energy and forces, and a training step, against {options.peer}", rows)

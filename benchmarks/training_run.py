@@ -1,6 +1,6 @@
-"""The cost of a training run beside the packages people use: batches from a file to the optimiser, in turn, one process.
+"""The cost of training beside the packages people use: from structures to the optimiser, in turn, in one process.
 
-python -m benchmarks.training_run --peer mace|nequip [--data FILE] [--split FILE] [--steps N] [--repeats N] [--json FILE]
+python -m benchmarks.training_run --peer mace|nequip [--data FILE] [--steps N] [--repeats N] [--threads N] [--json FILE]
 
 The recipes `acac/mace` and `acac/nequip`: same structures, same initial weights, batches of five, the settings of the
 recipe. Each side has its own way from structures to batches, its own loop, loss, optimiser, clipping and average of the
@@ -10,6 +10,7 @@ keep neighbour lists if they do so in their own training. Environments as for `b
 
 import argparse
 import importlib
+import logging
 import statistics
 import tempfile
 import time
@@ -23,6 +24,7 @@ import ase.io
 import torch
 from ase import Atoms
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -49,6 +51,7 @@ def fit(module: LightningModule, steps: int, data: DataLoader | LightningDataMod
     """Some training steps by Lightning, without validation."""
     off: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     clip = getattr(getattr(module, "options", None), "clip", 0.0) or None
+    off["plugins"] = [LightningEnvironment()]  # one process, whatever launchers are installed
     limits = {"limit_train_batches": steps, "limit_val_batches": 0, "gradient_clip_val": clip}
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, enable_model_summary=False, inference_mode=False, **off, **limits
@@ -203,10 +206,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(options.threads)
     given = {"path": options.data, "split": options.split, "isolated": options.isolated}
     overrides = [f"--data.{name}={value}" for name, value in given.items() if value]
-    recipe = read_recipe(f"acac/{options.peer}", [*overrides, f"--train.threads={options.threads}"])
+    overrides += ["--train.schedule=constant", f"--train.threads={options.threads}"]  # nothing to watch: no validation
+    recipe = read_recipe(f"acac/{options.peer}", overrides)
     rows = compare(PEERS[options.peer](recipe, recipe.build_data(), options.steps), options.steps, options.repeats)
     show(f"training on acetylacetone against {options.peer}", rows)
     write(options.json, {options.peer: rows})
