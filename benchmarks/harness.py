@@ -18,13 +18,18 @@ from torch.profiler import ProfilerActivity, profile
 from equidyn.train.process import keep_memory
 
 
-def side_by_side(ways: Mapping[str, Callable[[], Any]], *, repeats: int = 7, seconds: float = 0.5) -> dict[str, float]:
-    """Median seconds of one call of each way; the ways take turns, so that a slow spell of the machine hits all."""
+def side_by_side(
+    ways: Mapping[str, Callable[[], Any]], *, repeats: int = 7, seconds: float = 0.5, warm: int = 2
+) -> dict[str, float]:
+    """Median seconds of one call of each way; the ways take turns, so that a slow spell of the machine hits all.
+
+    Before that each way is called `warm` times, to compile and to allocate, and once to see how long it takes.
+    """
     keep_memory()
     counts = {}
     for name, way in ways.items():
-        way()  # compiles, allocates
-        way()
+        for _ in range(warm):
+            way()
         start = time.perf_counter()
         way()
         counts[name] = max(1, round(seconds / (time.perf_counter() - start)))
@@ -50,9 +55,10 @@ def training_step(loss: Callable[[], torch.Tensor], model: torch.nn.Module) -> C
     return step
 
 
-def peak_memory(step: Callable[[], Any]) -> int:
-    """Bytes that one call has allocated at its fullest moment, beyond what was there before it."""
-    step()
+def peak_memory(step: Callable[[], Any], *, warm: int = 1) -> int:
+    """Bytes that one call, after `warm` others, has allocated at its fullest moment beyond what was there before."""
+    for _ in range(warm):
+        step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = profiler.profiler.kineto_results.events()

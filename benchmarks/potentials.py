@@ -1,6 +1,6 @@
 """MACE and NequIP against the packages people use, `mace-torch` and `nequip`: same weights, same structures, one run.
 
-python -m benchmarks.potentials --peer mace|nequip [--quick] [--repeats N] [--threads N] [--json FILE]
+python -m benchmarks.potentials --peer mace|nequip [--size 1|2|3] [--quick] [--repeats N] [--threads N] [--json FILE]
 python -m benchmarks.potentials --growth [--json FILE]
 
 The peers need different versions of e3nn, so that each has an environment of its own: `equidyn[bench-nequip]`, or
@@ -41,6 +41,8 @@ MACE_CONFIG = {
     "atomic_energies": [-13.6, -1029.0, -2042.0],
     "avg_num_neighbors": NEIGHBORS,
     "radial_MLP": [64, 64, 64],
+    "atomic_inter_scale": 1.0,
+    "atomic_inter_shift": 0.0,
 }
 NEQUIP_CONFIG = {
     "r_max": CUTOFF,
@@ -85,7 +87,7 @@ def _energy_and_forces(out: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 # Peers ---------------------------------------------------------------------------------------------------------------
 
 
-def mace_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
+def mace_ways(compiled: bool, config: dict[str, Any] = MACE_CONFIG) -> dict[str, tuple[nn.Module, Forces]]:
     """mace-torch, and our model with its weights; its compiled form (0.3.16) fails under torch 2.13 and is left out."""
     try:
         from e3nn import o3
@@ -93,7 +95,7 @@ def mace_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
     except ImportError:
         raise SystemExit("mace-torch is missing: pip install mace-torch==0.3.16 in an environment of its own") from None
     block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-    given: dict[str, Any] = MACE_CONFIG | {
+    given: dict[str, Any] = {
         "num_bessel": 8,
         "num_polynomial_cutoff": 5,
         "max_ell": 3,
@@ -101,14 +103,13 @@ def mace_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
         "interaction_cls_first": block,
         "num_interactions": 2,
         "num_elements": len(ELEMENTS),
-        "hidden_irreps": o3.Irreps(MACE_CONFIG["hidden_irreps"]),
+        "hidden_irreps": o3.Irreps(config["hidden_irreps"]),
         "MLP_irreps": o3.Irreps("16x0e"),
-        "atomic_energies": torch.tensor(MACE_CONFIG["atomic_energies"]),
+        "atomic_energies": torch.tensor(config["atomic_energies"]),
         "correlation": 3,
         "gate": torch.nn.functional.silu,
-        "atomic_inter_scale": 1.0,
-        "atomic_inter_shift": 0.0,
     }
+    given = config | given
     torch.manual_seed(0)
     peer = modules.ScaleShiftMACE(**given)
     state = peer.state_dict()
@@ -120,7 +121,7 @@ def mace_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
         return forces
 
     ways = {"mace-torch": (peer, forces_of(peer, peer))}
-    model = interop_mace.build(interop_mace.ARGUMENTS | MACE_CONFIG, "benchmark")
+    model = interop_mace.build(interop_mace.ARGUMENTS | config, "benchmark")
     interop_mace.load(model, state)
     return ways | {"equidyn": (model, ours(model))}
 
@@ -140,7 +141,7 @@ def _for_mace(sample: Data) -> dict[str, Tensor]:
     }
 
 
-def nequip_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
+def nequip_ways(compiled: bool, config: dict[str, Any] = NEQUIP_CONFIG) -> dict[str, tuple[nn.Module, Forces]]:
     """nequip, and our model with its weights."""
     try:
         from nequip.model import NequIPGNNModel
@@ -154,7 +155,7 @@ def nequip_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
 
     def make(mode: str) -> nn.Module:
         with override_model_compile_mode(mode):
-            return NequIPGNNModel(**NEQUIP_CONFIG, seed=0, model_dtype="float32")
+            return NequIPGNNModel(**config, seed=0, model_dtype="float32")
 
     def forces_of(model: nn.Module) -> Forces:
         def forces(sample: Data) -> tuple[Tensor, Tensor]:
@@ -168,7 +169,7 @@ def nequip_ways(compiled: bool) -> dict[str, tuple[nn.Module, Forces]]:
     if compiled:
         fast = make("compile")
         ways["nequip, compiled"] = (fast, forces_of(fast))
-    meta = {"constructor": NEQUIP_CONFIG, "dtype": "float32"}
+    meta = {"constructor": config, "dtype": "float32"}
     record = Record(Path("benchmark"), meta, dict(peer.state_dict()), inputs={}, outputs={})
     model = interop_nequip.model_of(record)
     return ways | {"equidyn": (model, ours(model))}
@@ -216,10 +217,9 @@ def compare(
     for kind, calls in (("inference", inference), ("training", training)):
         for model, _ in ways.values():
             model.train(kind == "training")
-        for call in 3 * list(calls.values()):  # TorchScript optimises during its first calls
-            call()
-        times = side_by_side(calls, repeats=repeats, seconds=seconds)
-        memory = {name: peak_memory(call) for name, call in calls.items()}
+        # TorchScript optimises during its first calls: three go before that of which the memory is measured.
+        memory = {name: peak_memory(call, warm=3) for name, call in calls.items()}
+        times = side_by_side(calls, repeats=repeats, seconds=seconds, warm=0)
         first = next(iter(ways))
         for row in rows:
             name = row["way"]
@@ -253,9 +253,12 @@ def growth(repeats: int) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"atoms": sample.num_nodes, "edges": sample.num_edges}
         for name, model in models.items():
             call = ours(model.eval())
-            seconds = side_by_side({"": lambda call=call, sample=sample: call(sample)}, repeats=repeats)[""]
+            once = lambda call=call, sample=sample: call(sample)  # noqa: E731
+            memory = peak_memory(once, warm=0)  # warms up, too
+            few = repeats if len(sample.pos) < 5000 else 1  # beside one before it: 20,000 atoms take half a minute
+            seconds = side_by_side({"": once}, repeats=few, warm=0)[""]
             row |= {f"{name} s": seconds, f"{name} us per atom": 1e6 * seconds / len(sample.pos)}
-            row[f"{name} MB"] = peak_memory(lambda call=call, sample=sample: call(sample)) / 1e6
+            row[f"{name} MB"] = memory / 1e6
         rows.append(row)
     return rows
 
@@ -266,6 +269,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="cost of our models from 500 to 20,000 atoms")
     parser.add_argument("--quick", action="store_true", help="molecules only, nothing compiled")
     parser.add_argument("--sizes", type=int, default=3, help="how many of the three sizes")
+    parser.add_argument("--size", type=int, choices=(1, 2, 3), help="only this one of them")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--threads", type=int, default=2)
@@ -274,7 +278,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     if options.peer is not None:
         rows = []
-        for title, size in list(SIZES.items())[: 1 if options.quick else options.sizes]:
+        first, last = (options.size - 1, options.size) if options.size else (0, 1 if options.quick else options.sizes)
+        for title, size in list(SIZES.items())[first:last]:
             ways = WAYS[options.peer](compiled=not options.quick)
             rows += compare(ways, title, structures(*size), options.repeats, 0.2 if options.quick else 0.5)
         show(f"energy and forces, and a training step, against {options.peer}", rows)

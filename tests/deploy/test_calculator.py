@@ -1,5 +1,7 @@
 """The ASE calculator: right, the same in a batch, with a list reused, and at work in ASE's optimisers and dynamics."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,8 @@ from ase.optimize import FIRE
 
 import equidyn
 from equidyn import Calculator
-from equidyn.core.errors import InputError
-from equidyn.deploy import load_potential
+from equidyn.core.errors import DataWarning, InputError
+from equidyn.deploy import Potential, load_potential
 
 
 def shaken(atoms, seed=0, by=0.05):
@@ -157,6 +159,28 @@ def test_bad_arguments(mace_run, trained_run):
         Calculator(mace_run, skin=-1)
     with pytest.raises(AttributeError, match="Calculater"):
         equidyn.Calculater  # noqa: B018
+
+
+def test_nearer_than_in_the_training(mace_run):
+    known = load_potential(mace_run)
+    known = Potential(known.derivatives.model, nearest={"H-H": 1.3, "H-O": 0.9})
+    water = molecule("H2O")  # O-H 0.97, H-H 1.53
+    with warnings.catch_warnings(action="error"):
+        Calculator(known).calculate(water)
+        Calculator(mace_run).calculate(water.repeat(1))  # an imported model, of which nothing is known
+    water.set_distance(0, 1, 0.8, fix=0)
+    calculator = Calculator(known)
+    with pytest.warns(DataWarning, match=r"H-O nearer than .*: atoms 1 and 0 are 0.800 Å apart, .* training 0.900 Å"):
+        calculator.calculate(water)
+    with warnings.catch_warnings(action="error"):  # not again
+        calculator.calculate(water)
+        Calculator(known, nearer="ignore").evaluate_many([water])
+    with pytest.raises(InputError, match="H-O nearer than in the training"):
+        Calculator(known, nearer="error").evaluate_many([water])
+    with pytest.raises(InputError, match=r"H-C nearer .* nearest in the training none within 4.0 Å"):
+        Calculator(known, nearer="error").calculate(Atoms("CH", positions=[[0, 0, 0], [0, 0, 3.9]]))
+    with pytest.raises(InputError, match="expected warn, error or ignore"):
+        Calculator(known, nearer="stop")
 
 
 def test_relaxation(run):

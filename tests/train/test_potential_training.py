@@ -9,10 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from emt_structures import crystals, molecules
+from equidyn import Calculator
 from equidyn.cli import main
 from equidyn.core.errors import InputError
+from equidyn.deploy import load_potential
 from equidyn.report import write_report
 from equidyn.train import evaluate, load_model, read_recipe, train
 from equidyn.train.fit import BoundedBatches
@@ -183,6 +186,35 @@ def test_fine_tuning_starts_from_a_run_and_replays(finished, files, tmp_path):
         run(tmp_path / "other", recipe(files, train={"init_from": str(finished)}))
 
 
+def test_replay_with_a_head_of_its_own(files, tmp_path):
+    other = [atoms.copy() for atoms in molecules(8, seed=5)]
+    for atoms, old in zip(other, molecules(8, seed=5), strict=True):  # another level of theory: other zeros of energy
+        shifted = old.get_potential_energy() - 7.0 * len(atoms)
+        atoms.calc = SinglePointCalculator(atoms, energy=shifted, forces=old.get_forces())
+    ase.io.write(tmp_path / "other.xyz", other)
+    before = run(tmp_path / "before", recipe(files, train={"epochs": 2}))
+    tuning = {"epochs": 1, "batch_size": 4, "init_from": str(before), "lr": 1e-9}
+    data = {"path": str(tmp_path / "other.xyz"), "val": 2, "replay": str(files / "set.xyz"), "replay_head": True}
+    content = recipe(files, data=data, train=tuning) | {"model": {}}
+    after = run(tmp_path / "after", content)
+    assert run(tmp_path / "after", content, resume=True) == after
+    old, new = load_potential(before), load_potential(after, head=1)
+    atoms = molecules(1, seed=3)
+    first, second = (Calculator(one, nearer="ignore").evaluate_many(atoms)[0] for one in (old, new))
+    np.testing.assert_allclose(second["energies"], first["energies"], atol=1e-4)
+    np.testing.assert_allclose(second["forces"], first["forces"], atol=1e-4)
+    reference = load_model(after).config["model"]["reference"]
+    assert reference["atoms"][1] == load_model(before).config["model"]["reference"]["atoms"]
+    shift = np.array(reference["atoms"][0]) - reference["atoms"][1]
+    assert shift @ [2, 0, 1] == pytest.approx(-21.0, abs=1.0)  # of water
+    assert load_model(after).info["nearest"].keys() >= {"H-H", "H-C", "H-O"}
+    assert evaluate(after)["errors"]["validation"]["all"]["e_mae"] < 7000
+    with pytest.raises(InputError, match=r"data.replay_head.*expected a model with one head"):
+        run(tmp_path / "again", content | {"train": content["train"] | {"init_from": str(after)}})
+    with pytest.raises(InputError, match=r"a head for replay, in data.replay_head, expected data.replay"):
+        run(tmp_path / "none", recipe(files, data={"replay_head": True}))
+
+
 def test_batches_bounded_by_atoms(files, tmp_path):
     sizes = [3, 6, 3, 6, 3]
     batches = list(BoundedBatches(range(5), [4, 10], [[1] * 5, sizes], drop_last=False))
@@ -242,3 +274,11 @@ def test_data_verbs(files, tmp_path, capsys):
     assert "forces agree with energies" in capsys.readouterr().out
     assert main(["data", "pack", str(files / "set.xyz"), str(files / "set.xyz")]) == 2
     assert "the file exists" in capsys.readouterr().err
+
+
+def test_forces_are_learned_without_the_compiler(files, tmp_path):
+    plain = run(tmp_path / "plain", recipe(files, train={"epochs": 1}))
+    with pytest.warns(UserWarning, match=r"torch.compile does not work here.*cannot differentiate twice"):
+        asked = run(tmp_path / "asked", recipe(files, train={"epochs": 1, "compile": True}))
+    before, after = (safetensors.torch.load_file(f / "model.safetensors") for f in (plain, asked))
+    assert all(torch.equal(before[name], after[name]) for name in before)

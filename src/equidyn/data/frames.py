@@ -222,3 +222,8 @@ def _weights(info: Mapping[str, Any], where: str) -> dict[str, float]:
 def weighted(frame: Frame, factor: float) -> Frame:
     """The same structure with all weights times a factor."""
     return replace(frame, weights={label: factor * frame.weights.get(label, 1.0) for label in LABELS})
+
+
+def of_head(frame: Frame, head: int) -> Frame:
+    """The same structure for one head of a model of several."""
+    return replace(frame, fields={**frame.fields, "head": head})

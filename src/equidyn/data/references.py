@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from equidyn.core.errors import InputError, unknown_name
 from equidyn.data.frames import Frame
@@ -128,3 +130,16 @@ def statistics(frames: Sequence[Frame], degrees: Sequence[np.ndarray], reference
         force_rms_of={z: usable(value) for z, value in of.items()},
         energy_mean=float(np.mean(per_atom)) if per_atom else 0.0,
     )
+
+
+def nearest_pairs(samples: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Smallest distance (Å) of each pair of elements ("H-C", the lighter first) among structures with neighbours."""
+    size = len(chemical_symbols)
+    nearest = torch.full((size * size,), float("inf"), dtype=torch.float64)
+    for sample in samples:
+        (sender, receiver), z = sample["edge_index"], sample["z"]
+        distance = (sample["pos"][sender] + sample["edge_shift"] - sample["pos"][receiver]).norm(dim=1)
+        nearest.scatter_reduce_(0, z[receiver] * size + z[sender], distance, "amin")
+    table = nearest.view(size, size)
+    pairs = (table.isfinite() & torch.ones_like(table).triu().bool()).nonzero().tolist()
+    return {f"{chemical_symbols[a]}-{chemical_symbols[b]}": float(table[a, b]) for a, b in pairs}

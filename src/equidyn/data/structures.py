@@ -24,8 +24,16 @@ import torch
 from ase.data import atomic_numbers, chemical_symbols
 
 from equidyn.core.errors import DataWarning, InputError
-from equidyn.data.frames import Frame, read_frames, weighted
-from equidyn.data.references import References, Statistics, isolated_energies, least_squares, named_energies, statistics
+from equidyn.data.frames import Frame, of_head, read_frames, weighted
+from equidyn.data.references import (
+    References,
+    Statistics,
+    isolated_energies,
+    least_squares,
+    named_energies,
+    nearest_pairs,
+    statistics,
+)
 from equidyn.data.splits import random_split, read_split
 from equidyn.data.structure_checks import check_frame, findings, lone_atoms
 from equidyn.data.structure_dataset import StructureDataset
@@ -57,6 +65,8 @@ class Structures:
         cache: keep neighbour lists in memory; false to find them anew for each batch.
         replay: file of structures to train on besides, when a trained model learns something new.
         replay_weight: their weight in the loss.
+        replay_head: give them a head of their own, for energies of another level of theory than the new ones: head 0
+            learns the new structures, head 1 keeps what the model knew (MACE, with `train.init_from`).
         seed: of the random shares.
 
     Raises:
@@ -77,6 +87,7 @@ class Structures:
     cache: bool = True
     replay: str | None = None
     replay_weight: float = 1.0
+    replay_head: bool = False
     seed: int = 0
 
     FITTED = ("elements", "species", "cutoff", "neighbours", "mean_neighbors", "scale", "shift", "reference")
@@ -86,6 +97,8 @@ class Structures:
         self._files: dict[str, Sequence[Frame]] = {}
         self._atoms: dict[int, float] = {}
         self._parts: dict[str, StructureDataset] = {}
+        if self.replay_head and not self.replay:
+            raise InputError("a head for replay", where="data.replay_head", expected="data.replay, the structures")
 
     def part(self, name: str) -> StructureDataset:
         """The structures of one part: "train", "val" or "test" (all test files in one)."""
@@ -112,8 +125,8 @@ class Structures:
         Raises:
             InputError: an element without one, or an unknown rule.
         """
-        train = self.part("train").frames
-        present = sorted({int(z) for frame in _some(train) for z in np.unique(frame.numbers)})
+        train = _new(_some(self.part("train").frames))
+        present = sorted({int(z) for frame in train for z in np.unique(frame.numbers)})
         if unknown := [chemical_symbols[z] for z in present if elements and z not in elements]:
             expected = f"among {', '.join(chemical_symbols[z] for z in elements)}"
             raise InputError("element that the model does not know", where=self.path, expected=expected, got=unknown)
@@ -133,7 +146,7 @@ class Structures:
         if self.reference == "isolated":
             expected = "single atoms with config_type=IsolatedAtom, or data.isolated"
             raise InputError("no isolated atoms", where=self.path, expected=expected)
-        found = References(least_squares(_some(train)), "least squares over the training energies")
+        found = References(least_squares(train), "least squares over the training energies")
         return _complete(found, elements, "least squares over the training energies")
 
     def fitted(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -148,7 +161,7 @@ class Structures:
         given = given or {}
         asked = given.get("elements") or sorted(atomic_numbers.get(s, 0) for s in given.get("species") or ())
         part, references = self.part("train"), self.references(asked)
-        chosen = _spread(len(part))
+        chosen = [i for i in _spread(len(part)) if not self.replay_head or _new([part.frames[i]])]
         degrees = [
             torch.bincount(part.tensors(i)["edge_index"][1], minlength=len(part.frames[i])).numpy() for i in chosen
         ]
@@ -174,6 +187,11 @@ class Structures:
             },
         }
 
+    def facts(self) -> dict[str, Any]:
+        """What a run keeps of its training structures: the smallest distance of each pair of elements."""
+        part = self.part("train")
+        return {"nearest": nearest_pairs(part.tensors(i) for i in _spread(len(part)))}
+
     # ---- From files to parts ----
 
     def _divide(self) -> None:
@@ -198,6 +216,9 @@ class Structures:
             _refuse_new_elements(part if name != "train" else [], known, name)
         if self.replay:
             extra = [weighted(frame, self.replay_weight) for frame in self._read(self.replay)]
+            if self.replay_head:
+                parts = {name: [of_head(frame, 0) for frame in part] for name, part in parts.items()}
+                extra = [of_head(frame, 1) for frame in extra]
             parts["train"] = [*parts["train"], *extra]
         self._parts = {name: self._dataset(part) for name, part in parts.items()}
 
@@ -260,6 +281,11 @@ def _spread(count: int) -> list[int]:
 def _some(frames: Sequence[Frame]) -> list[Frame]:
     """All structures, or as many as statistics are made of."""
     return [frames[i] for i in _spread(len(frames))]
+
+
+def _new(frames: Sequence[Frame]) -> list[Frame]:
+    """Those that are not replayed for a head of their own."""
+    return [frame for frame in frames if not frame.fields.get("head", 0)]
 
 
 class _Chosen(Sequence):

@@ -10,9 +10,10 @@ One backward pass gives all properties.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
+from equidyn.core.errors import DataWarning, InputError
 from equidyn.deploy.neighbors import SkinNeighbors
 from equidyn.deploy.potential import Potential, Structure, join, load_potential
 
@@ -39,10 +41,12 @@ class Calculator(ASECalculator):
         dtype: of the network, "float32" or "float64"; that of its weights if not given. Results are float64.
         skin: Å beyond the cutoff that neighbour lists reach, so that they last for some steps.
         head: level of theory, for models of several.
+        nearer: what happens where atoms are nearer than any of their elements in the training: "warn" (once for each
+            pair of elements), "error" or "ignore". Runs of before this was kept, and imported models, do not know.
 
     Raises:
         InputError: no such potential; later atoms of elements that it does not know, at the same place, or periodic
-            along vectors without volume.
+            along vectors without volume; with `nearer="error"` nearer than any in the training.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
@@ -56,8 +60,13 @@ class Calculator(ASECalculator):
         dtype: torch.dtype | str | None = None,
         skin: float = 1.0,
         head: int = 0,
+        nearer: Literal["warn", "error", "ignore"] = "warn",
     ) -> None:
         super().__init__()
+        if nearer not in ("warn", "error", "ignore"):
+            raise InputError("nearer", where="Calculator", expected="warn, error or ignore", got=nearer)
+        self.nearer = nearer
+        self._warned: set[str] = set()
         if not isinstance(potential, Potential):
             potential = load_potential(potential, device=device, dtype=dtype, head=head)
         self.potential = potential
@@ -102,7 +111,16 @@ class Calculator(ASECalculator):
         return results
 
     def _structure(self, atoms: Atoms, edges: tuple[Tensor, Tensor]) -> Structure:
-        return self.potential.structure(atoms.numbers, torch.from_numpy(atoms.positions.copy()), edges, "atoms")
+        pos = torch.from_numpy(atoms.positions.copy())
+        made = self.potential.structure(atoms.numbers, pos, edges, "atoms")
+        if self.nearer != "ignore":
+            for pair, words in self.potential.too_near(atoms.numbers, pos, edges).items():
+                if self.nearer == "error":
+                    raise InputError(f"{pair} nearer than in the training", where="atoms", got=words)
+                if pair not in self._warned:
+                    warnings.warn(DataWarning(f"{pair} nearer than in the training: {words}"), stacklevel=2)
+                self._warned.add(pair)
+        return made
 
 
 def _box(atoms: Atoms) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,7 +31,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError
-from equidyn.deploy.potential import Potential, Structure, atom_energies, join
+from equidyn.deploy.potential import Potential, Structure, join
 from equidyn.ops.tracing import for_export
 
 INPUTS = ("pos", "z", "edge_index", "edge_shift", "batch", "cell")
@@ -61,8 +61,7 @@ class Program(nn.Module):
         sample = Data(pos=pos, z=z, edge_index=edge_index, edge_shift=edge_shift, batch=batch, cell=cell, head=head)
         with for_export():
             out = self.derivatives(sample)
-        energies = atom_energies(out)
-        return out["energy"], energies, out["forces"], out["virial"]
+        return out["energy"], out["atom_energy"], out["forces"], out["virial"]
 
 
 def example(potential: Potential, seed: int = 0) -> Arrays:

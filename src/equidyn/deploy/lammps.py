@@ -32,7 +32,7 @@ from torch_geometric.data import Data
 
 from equidyn.core.errors import InputError, unknown_name
 from equidyn.deploy.neighbors import SkinNeighbors
-from equidyn.deploy.potential import Potential, atom_energies, refuse_coincident
+from equidyn.deploy.potential import Potential, refuse_coincident
 from equidyn.ops.derivatives import WithForces
 
 _MPI = Path(sys.prefix) / "lib" / "libmpi.so.12"  # where the wheel puts it, and no loader looks
@@ -147,8 +147,7 @@ class _Owned(nn.Module):
         self.model = model
 
     def forward(self, sample: Data) -> dict[str, Tensor]:
-        out = self.model(sample)
-        energies = atom_energies(out)
+        energies = self.model(sample)["atom_energy"]
         return {"energy": torch.where(sample.owned, energies, 0.0).sum()[None]}
 
 

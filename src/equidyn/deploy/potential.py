@@ -16,6 +16,7 @@ from equidyn.ops.derivatives import WithForces
 from equidyn.ops.neighbors import neighbor_list
 from equidyn.train.checkpoint import load_model
 
+_ROUNDING = 1e-6  # Å
 COINCIDENT = 1e-3
 """Atoms closer than this (Å) are taken for one that is there twice."""
 
@@ -47,6 +48,8 @@ class Potential(nn.Module):
         dtype: precision of the network; positions, energies and forces are float64 always. That of the weights if not
             given.
         head: level of theory, for models of several.
+        nearest: smallest distance (Å) of each pair of elements ("H-C", the lighter first) in the training; None where
+            that is not known.
 
     Raises:
         InputError: not such a model.
@@ -59,6 +62,7 @@ class Potential(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         head: int = 0,
+        nearest: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         missing = [name for name in ("elements", "cutoff", "layers") if not hasattr(model, name)]
@@ -67,6 +71,7 @@ class Potential(nn.Module):
         self.device, self.head = torch.device(device), head
         self.elements, self.cutoff = tuple(map(int, model.elements)), float(model.cutoff)  # type: ignore[arg-type]
         self.layers = len(model.layers)  # type: ignore[arg-type]
+        self._nearest = None if nearest is None else _table(nearest)
         model = model.to(self.device) if dtype is None else model.to(self.device, dtype)
         self.derivatives = WithForces(model.eval().requires_grad_(False), stress=True, create_graph=False)
 
@@ -77,10 +82,9 @@ class Potential(nn.Module):
         )
         sample.head = torch.full((int(atoms.batch[-1]) + 1,), self.head, device=self.device)
         out = self.derivatives(sample)
-        energies = atom_energies(out)
         return {
             "energy": out["energy"].double(),
-            "energies": energies.double(),
+            "energies": out["atom_energy"].double(),
             "forces": out["forces"].double(),
             "virial": out["virial"].double(),
         }
@@ -117,6 +121,27 @@ class Potential(nn.Module):
             expected, got = (", ".join(chemical_symbols[z] for z in some) for some in (self.elements, unknown))
             raise InputError("unknown element", where=where, expected=f"among {expected}", got=got)
 
+    def too_near(self, numbers: Sequence[int], pos: Tensor, edges: tuple[Tensor, Tensor]) -> dict[str, str]:
+        """Pairs of elements of which two atoms are nearer than any in the training.
+
+        Returns:
+            By pair what there is and what has been seen, in words; empty where the training is not known.
+        """
+        (sender, receiver), shift = edges
+        if self._nearest is None or not len(sender):
+            return {}
+        z = torch.as_tensor(numbers, dtype=torch.long)
+        distance = torch.linalg.vector_norm(pos[sender] + shift - pos[receiver], dim=1)
+        seen = self._nearest[z[sender], z[receiver]]
+        near = torch.nonzero(distance < torch.clamp(seen, max=self.cutoff) - _ROUNDING)[:, 0]
+        found: dict[str, str] = {}
+        for edge in near[distance[near].argsort()].tolist():
+            a, b = sorted((int(sender[edge]), int(receiver[edge])), key=lambda atom: int(z[atom]))
+            limit = f"{float(seen[edge]):.3f} Å" if seen[edge] < float("inf") else f"none within {self.cutoff} Å"
+            words = f"atoms {a} and {b} are {float(distance[edge]):.3f} Å apart, nearest in the training {limit}"
+            found.setdefault("-".join(chemical_symbols[int(z[atom])] for atom in (a, b)), words)
+        return found
+
     def edges(
         self, pos: Tensor, cell: Tensor | None = None, pbc: Tensor | bool = False, skin: float = 0.0
     ) -> tuple[Tensor, Tensor]:
@@ -141,12 +166,17 @@ def load_potential(
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype is not None and kind not in (torch.float32, torch.float64):
         raise InputError("dtype", where="load_potential", expected="float32 or float64", got=dtype)
-    return Potential(load_model(run).model, device=device, dtype=kind, head=head)
+    trained = load_model(run)
+    return Potential(trained.model, device=device, dtype=kind, head=head, nearest=trained.info.get("nearest"))
 
 
-def atom_energies(out: Mapping[str, Tensor]) -> Tensor:
-    """The energy of each atom [N], as NequIP or as MACE names it."""
-    return out["atom_energy"] if "atom_energy" in out else out["node_energy"]
+def _table(nearest: Mapping[str, float]) -> Tensor:
+    """Smallest distances [Z, Z] by atomic numbers, infinite for pairs that were not seen."""
+    table = torch.full((len(chemical_symbols), len(chemical_symbols)), float("inf"), dtype=torch.float64)
+    for pair, distance in nearest.items():
+        a, b = (chemical_symbols.index(symbol) for symbol in pair.split("-"))
+        table[a, b] = table[b, a] = distance
+    return table
 
 
 def join(structures: Sequence[Structure]) -> Structure:

@@ -352,7 +352,7 @@ def replay(record: Record) -> dict[str, Tensor]:
     cell = record.inputs["cell"].view(-1, 3, 3)
     results = {
         "energy": out["energy"],
-        "node_energy": out["node_energy"],
+        "node_energy": out["atom_energy"],
         "forces": -forces,
         "virials": -slope,
         "stress": slope / torch.linalg.det(cell).abs()[:, None, None],
@@ -363,8 +363,8 @@ def replay(record: Record) -> dict[str, Tensor]:
     return results | trace.outputs(sample)
 
 
-def _total(node_energy: Tensor, sample: Data) -> Tensor:
-    return node_energy.new_zeros(int(sample.batch.max()) + 1).index_add(0, sample.batch, node_energy)
+def _total(per_atom: Tensor, sample: Data) -> Tensor:
+    return per_atom.new_zeros(int(sample.batch.max()) + 1).index_add(0, sample.batch, per_atom)
 
 
 def record_sample(record: Record) -> tuple[Data, Tensor]:

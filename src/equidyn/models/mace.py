@@ -6,7 +6,7 @@ Accurate Force Fields", NeurIPS 2022, arXiv 2206.07697.
 Symmetry: E(3) and permutations of like atoms; additive over atoms, so that size only costs time.
 
 Reads `pos [N, 3]` (Å), `z [N]`, `edge_index [2, E]`, and where present `edge_shift [E, 3]` (Å), `batch [N]` and
-`head [B]` (which level of theory each graph asks for). Gives `energy [B]` and `node_energy [N]` in eV, always in
+`head [B]` (which level of theory each graph asks for). Gives `energy [B]` and `atom_energy [N]` in eV, always in
 float64: the sum of atomic energies would lose the digits that matter. Forces and stress are its derivatives.
 
 Differences from the original: dependent coupling trees of the symmetric contraction have no weights of their own, the
@@ -365,9 +365,9 @@ class MACE(nn.Module):
             h = layer(h, edges, graph)
             if number >= silent:
                 energy = energy + (self.readouts[number - silent](h[0], mask) * mask).sum(2)
-        node_energy = self.reference(energy[:, 0], head, graph.species)[graph.kinds.inverse]
+        atom_energy = self.reference(energy[:, 0], head, graph.species)[graph.kinds.inverse]
         batch, graphs = graph_of_nodes(sample)
-        return {"energy": node_energy.new_zeros(graphs).index_add(0, batch, node_energy), "node_energy": node_energy}
+        return {"energy": atom_energy.new_zeros(graphs).index_add(0, batch, atom_energy), "atom_energy": atom_energy}
 
     @torch.compiler.disable  # depends on values; the rest depends on shapes alone
     def prepare(self, sample: Data) -> tuple[Graph, Tensor]:
@@ -415,5 +415,5 @@ ENTRY = Entry(
     ),
     symmetry="E(3)",
     needs=("pos", "z", "edge_index"),
-    gives=("energy", "node_energy"),
+    gives=("energy", "atom_energy"),
 )

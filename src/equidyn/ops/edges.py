@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -263,6 +263,10 @@ def in_parts(edges: Edges, work: Callable[[Edges, Tensor | None], tuple[Tensor, 
     return total
 
 
+@overload
+def rows_of(values: Tensor, index: Tensor | None) -> Tensor: ...
+@overload
+def rows_of(values: Tensor | None, index: Tensor | None) -> Tensor | None: ...
 def rows_of(values: Tensor | None, index: Tensor | None) -> Tensor | None:
     """The rows [part, C] of numbered edges (None: of all), from values [E, C] of the first of several copies."""
     return values if values is None or index is None else values[index % len(values)]

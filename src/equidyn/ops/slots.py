@@ -16,7 +16,7 @@ from torch import Tensor
 from equidyn.ops.edges import Edges, Ends
 
 # Slots of a chunk; and of one so small that empty slots in it do not matter.
-_LARGEST, _SMALL = 2048, 384
+_LARGEST, _SMALL = 1536, 384
 
 
 class Chunk(NamedTuple):

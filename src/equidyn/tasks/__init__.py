@@ -1,7 +1,7 @@
 """What is learned: losses, metrics, baselines. A task knows no model.
 
 A task has `METRICS` (names of its validation errors), `monitor` (the one that chooses the epoch that is kept), `NEEDS`
-(a field that its samples have), and
+(a field that its samples have), `differentiates` (whether its loss holds derivatives of a model's outputs), and
 
     cast(sample, dtype) -> sample                     what the model sees
     predict(model, sample, training=...) -> outputs

@@ -38,6 +38,7 @@ class ClassificationTask:
     METRICS: ClassVar = ("loss", "error", "accuracy")
     NEEDS: ClassVar = "y"
     FITTED: ClassVar = ("classes",)
+    differentiates: ClassVar = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:

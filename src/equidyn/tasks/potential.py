@@ -59,6 +59,11 @@ class PotentialTask:
         if not self.delta > 0:
             raise InputError("delta", where="task.delta", expected="above 0", got=self.delta)
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether the loss holds derivatives of the energy."""
+        return self.forces > 0 or self.stress > 0
+
     def cast(self, sample: Data, dtype: torch.dtype) -> Data:
         """The sample with its geometry in the dtype of a model; labels stay in float64."""
         cast = copy(sample)
@@ -68,7 +73,7 @@ class PotentialTask:
 
     def predict(self, model: Callable[[Data], dict[str, Tensor]], sample: Data, *, training: bool) -> dict[str, Tensor]:
         """Energies and their derivatives; in training these can be differentiated again."""
-        if training and self.forces == self.stress == 0:
+        if training and not self.differentiates:
             return model(sample)
         return WithForces(model, stress=self.stress > 0, create_graph=training)(sample)
 

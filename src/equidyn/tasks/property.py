@@ -65,6 +65,7 @@ class PropertyTask:
     METRICS: ClassVar = ("loss", "mae", "rmse")
     NEEDS: ClassVar = "y"
     FITTED: ClassVar = ("fit",)
+    differentiates: ClassVar = False
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < float("inf"):

@@ -44,6 +44,7 @@ class TrajectoryTask:
     METRICS: ClassVar = ("f_mse", "a_mse")
     NEEDS: ClassVar = "trajectory"
     monitor: ClassVar = "f_mse"
+    differentiates: ClassVar = False
 
     def cast(self, sample: Data, dtype: torch.dtype) -> Data:
         """Samples are stored in float32; training in float64 casts them."""

@@ -7,7 +7,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,10 +30,15 @@ class RunFolder(Callback):
     """Writes `metrics.csv` and keeps the model with the lowest validation error (that of the second stage, if it came).
 
     Its state travels in the checkpoint: a resumed run continues its own rows and its own best.
+
+    Args:
+        folder: of the run.
+        config: of the recipe.
+        facts: what else the description of the model says.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: dict[str, Any], facts: Mapping[str, Any]) -> None:
+        self.folder, self.config, self.facts = folder, config, facts
         self.rows: list[dict[str, Any]] = []
         self.best, self.stage = float("inf"), 0
         self._before = [0.0, 0.0]
@@ -83,9 +88,8 @@ class RunFolder(Callback):
         error, stage = metrics[f"val_{task.monitor}"], cast(Any, module).stage
         if stage > self.stage or error < self.best:
             self.best, self.stage = error, stage
-            info = {"epoch": row["epoch"]} | {
-                name: row[name] for name in names if name.startswith("val_") and name in row
-            }
+            errors = {name: row[name] for name in names if name.startswith("val_") and name in row}
+            info = {"epoch": row["epoch"], **errors, **self.facts}
             save_model(self.folder, cast(nn.Module, module.evaluated), self.config, info)
 
 

@@ -25,8 +25,9 @@ from equidyn.core.errors import InputError
 from equidyn.core.files import make_folder, write_atomically
 from equidyn.data.graphs import GraphDataset
 from equidyn.tasks import Task
+from equidyn.train import fine_tuning
 from equidyn.train.callbacks import EpochProgress, RunFolder
-from equidyn.train.checkpoint import load_model, refuse_other_tensors
+from equidyn.train.checkpoint import refuse_other_tensors
 from equidyn.train.module import TrainingModule
 from equidyn.train.recipe import Recipe, read_recipe
 
@@ -152,14 +153,11 @@ def _completed(recipe: Recipe, data: Any, stored: Mapping[str, Any] | None) -> R
     """The recipe with what it leaves to the data: as it is stored with the run to be resumed, of the run to start
     from, or computed.
     """
+    if recipe.train.init_from:
+        values = stored["model"] if stored is not None else fine_tuning.arguments(recipe, data)
+        return replace(recipe, left=tuple(values)).completed(values)
     if stored is not None and all(name in stored["model"] for name in recipe.left):
         return recipe.completed(stored["model"])
-    if recipe.train.init_from:
-        origin = load_model(recipe.train.init_from)
-        if origin.config["system"] != recipe.system.name:
-            where, got = recipe.train.init_from, origin.config["system"]
-            raise InputError("weights of another system", where=where, expected=recipe.system.name, got=got)
-        return replace(recipe, left=tuple(origin.config["model"])).completed(origin.config["model"])
     return recipe.completed(data.fitted(recipe.config["model"])) if recipe.left else recipe
 
 
@@ -168,7 +166,7 @@ def _task_completed(recipe: Recipe, data: Any, stored: Mapping[str, Any] | None)
     if not recipe.task_left:
         return recipe
     if stored is None and recipe.train.init_from:
-        stored = load_model(recipe.train.init_from).config
+        stored = fine_tuning.origin_of(recipe).config
     if stored is not None and stored["task"]["name"] == recipe.config["task"]["name"]:
         return recipe.task_completed(stored["task"])
     train = data.part("train")
@@ -203,13 +201,14 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False, progress:
     seed_everything(recipe.seed, verbose=False)
     model = recipe.build_model()
     if options.init_from:
-        model.load_state_dict(load_model(options.init_from).model.state_dict())
+        known = fine_tuning.origin_of(recipe).model.state_dict()
+        model.load_state_dict(fine_tuning.widened(known, model.state_dict()))
     module = TrainingModule(model, task, options, _steps_per_epoch(batches))
     resume = resume and last.is_file()
     if resume and _finished(_read_checkpoint(last, module), recipe):
         return folder
     _rehearse(module, batches, validation)
-    trainer = _trainer(recipe, task, folder, progress)
+    trainer = _trainer(recipe, task, folder, progress, fine_tuning.facts(recipe, data))
     make_folder(folder)
     if _is_first_process():
         write_atomically(folder / "config.yaml", yaml.safe_dump(recipe.config, sort_keys=False))
@@ -244,9 +243,9 @@ def _rehearse(module: TrainingModule, batches: DataLoader, validation: DataLoade
         ) from None
 
 
-def _trainer(recipe: Recipe, task: Task, folder: Path, progress: bool) -> Trainer:
+def _trainer(recipe: Recipe, task: Task, folder: Path, progress: bool, facts: Mapping[str, Any]) -> Trainer:
     options = recipe.train
-    callbacks: list[Callback] = [RunFolder(folder, recipe.config)]
+    callbacks: list[Callback] = [RunFolder(folder, recipe.config, facts)]
     if options.patience:
         callbacks.append(
             EarlyStopping(f"val_{task.monitor}", patience=options.patience, check_on_train_epoch_end=False)
@@ -308,6 +307,7 @@ def _refuse_other_recipe(recipe: Recipe, folder: Path) -> dict[str, Any]:
     stored, asked = _flat(content), _flat(recipe.config | {"task": recipe.config["task"] | known})
     for key in sorted(stored.keys() | asked.keys()):
         left = key.removeprefix("model.").split(".")[0] in recipe.left
+        left = left or (recipe.train.init_from is not None and key.startswith("model."))  # the origin's
         if stored.get(key) != asked.get(key) and not key.startswith(_MAY_CHANGE) and not left:
             raise InputError(f"{key} of another run", where=path, expected=stored.get(key), got=asked.get(key))
     return content

@@ -62,6 +62,9 @@ class TrainingModule(LightningModule):
             torch.set_num_threads(self.options.threads)
         if self.options.compile:
             self._compiled = compiled(self.model.forward)
+            if self.task.differentiates:
+                reason = "it cannot differentiate twice, as training on forces or stress does"
+                warnings.warn(f"torch.compile does not work here, training without it: {reason}", stacklevel=1)
         keep_memory()
 
     def on_after_batch_transfer(self, batch: Data, dataloader_idx: int) -> Data:
@@ -103,7 +106,7 @@ class TrainingModule(LightningModule):
 
     def _forward(self, batch: Data) -> dict[str, Tensor]:
         """The model's outputs, compiled if that is asked for and works here."""
-        if self._compiled is not None:
+        if self._compiled is not None and not self.task.differentiates:
             try:
                 return self._compiled(batch)
             except TorchDynamoException as error:  # no C++ compiler, say; the rehearsal has shown that the model runs

@@ -99,8 +99,9 @@ class TrainOptions:
         eval_every: epochs between evaluations on the validation samples.
         patience: evaluations without improvement after which training stops; 0 for never.
         precision: "32", "64", or "bf16" (autocast).
-        compile: torch.compile the training step; where that does not work, a warning, and training without. It costs
-            half a minute at the start, and pays for runs of more than some minutes.
+        compile: torch.compile the training step; where that does not work (forces and stress are learned by
+            differentiating twice, which PyTorch 2.13 does not compile), a warning, and training without. It costs half
+            a minute at the start, and pays for runs of more than some minutes.
         threads: CPU threads; 0 for all.
         devices: processes (CPU) or devices (GPU) to train on, each with its own batches: a step sees
             `devices * batch_size` samples, the same ones in the same epoch as one process with that batch size would,
