@@ -305,7 +305,7 @@ class ClofNet(nn.Module):
         """Move the points and update the features (module docstring for shapes)."""
         self._check(sample)
         pos = sample.pos
-        edges = self._edges(sample.edge_index, pos.shape[-2], pos.dtype, copies=pos[..., 0, 0].numel())
+        edges = self._edges(sample.edge_index, pos.shape[-2], pos.dtype, copies=math.prod(pos.shape[:-2]))
         edge_attr = sample.get("edge_attr")
         edge_attr = None if edge_attr is None else edge_attr.flatten(0, -2)
         centre, shift = _centre(sample), sample.get("edge_shift")

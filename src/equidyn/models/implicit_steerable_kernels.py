@@ -231,7 +231,8 @@ class PointConv(nn.Module):
 
         def sums(part: Edges, index: Tensor | None) -> tuple[Tensor]:
             own = neighbour_slots(part, targets) if slots is None or index is not None else slots
-            return (self.kernel.contract(x, rows_of(r, index), part, rows_of(attributes, index), own),)
+            near = r if index is None else r[index]
+            return (self.kernel.contract(x, near, part, rows_of(attributes, index), own),)
 
         whole = self.training and any(isinstance(stage, FieldBatchNorm) for stage in self.kernel.body)
         (y,) = sums(edges, None) if whole else in_parts(edges, sums)
