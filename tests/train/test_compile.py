@@ -54,7 +54,9 @@ def test_without_a_working_compiler_training_goes_on(tiny_train):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: EGNO(2, 2, 8, 2, times=(0.2, 0.4, 0.6, 0.8, 1.0)), lambda: ClofNet(2, 2, 8, 2)]
+    "make",
+    [lambda: EGNO(2, 2, 8, 2, times=(0.2, 0.4, 0.6, 0.8, 1.0)), lambda: ClofNet(2, 2, 8, 2)],
+    ids=["egno", "clofnet"],
 )
 def test_the_compiler_sees_one_graph(make):
     """Anything it cannot look into cuts the model in pieces, which costs more than compiling gains."""
