@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
 from equidyn.conformance import random_sample
+from equidyn.models.clofnet import ClofNet
 from equidyn.models.egno import EGNO
 
 
@@ -52,7 +53,12 @@ def test_without_a_working_compiler_training_goes_on(tiny_train):
     assert all(torch.equal(fallen_back[name], weight) for name, weight in plain.items())
 
 
-def test_the_compiler_sees_one_graph():
+@pytest.mark.parametrize(
+    "make",
+    [lambda: EGNO(2, 2, 8, 2, times=(0.2, 0.4, 0.6, 0.8, 1.0)), lambda: ClofNet(2, 2, 8, 2)],
+    ids=["egno", "clofnet"],
+)
+def test_the_compiler_sees_one_graph(make):
     """Anything it cannot look into cuts the model in pieces, which costs more than compiling gains."""
-    model = EGNO(2, 2, 8, 2, times=(0.2, 0.4, 0.6, 0.8, 1.0))
+    model = make()
     assert torch._dynamo.explain(model)(random_sample(nodes=5, dtype=torch.float32)).graph_count == 1
