@@ -13,7 +13,7 @@ import numpy as np
 
 from equidyn.core.errors import InputError
 from equidyn.report.figures import Series, line_chart, parity_plot
-from equidyn.report.runs import UNREADABLE, Fields, Floats, read_config, read_metrics, read_symmetry, read_text
+from equidyn.report.runs import Fields, Floats, read_arrays, read_config, read_metrics, read_symmetry, read_text
 from equidyn.report.sections import (
     citations,
     configuration,
@@ -102,13 +102,7 @@ def _nested(raw: Any, where: str) -> Rows:
 
 
 def _pairs(path: Path) -> dict[str, Floats]:
-    if not path.is_file():
-        raise InputError(f"{path.name} is missing", where=path.parent, expected="a finished run folder")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {name: np.asarray(archive[name], dtype=np.float64) for name in archive.files}
-    except UNREADABLE as error:
-        raise InputError("corrupt or unsafe array file", where=path, expected="a NumPy .npz without pickles") from error
+    found = read_arrays(path, dtype=np.float64)
     for name, pairs in found.items():
         if pairs.ndim != 2 or pairs.shape[1] != 2:
             raise InputError(f"wrong shape of {name!r}", where=path, expected="[n, 2]", got=list(pairs.shape))

@@ -13,7 +13,7 @@ import numpy as np
 
 from equidyn.core.errors import InputError
 from equidyn.report.figures import Series, line_chart, parity_plot
-from equidyn.report.runs import UNREADABLE, Fields, Floats, read_config, read_metrics, read_symmetry, read_text
+from equidyn.report.runs import Fields, Floats, read_arrays, read_config, read_metrics, read_symmetry, read_text
 from equidyn.report.sections import citations, configuration, making, page_title, run_style, section, symmetry, table
 from equidyn.report.text import count, duration, escape, factor, number
 
@@ -99,13 +99,7 @@ def _rows(fields: Fields, key: str) -> dict[str, dict[str, float]]:
 
 
 def _predictions(path: Path, classes: int) -> tuple[Floats, Floats]:
-    if not path.is_file():
-        raise InputError(f"{path.name} is missing", where=path.parent, expected="a finished run folder")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            true, predicted = (np.asarray(archive[name], dtype=np.float64) for name in ("true", "predicted"))
-    except UNREADABLE as error:
-        raise InputError("corrupt or unsafe array file", where=path, expected="a NumPy .npz without pickles") from error
+    true, predicted = read_arrays(path, ("true", "predicted"), np.float64).values()
     shape = (len(true), classes) if classes else (len(true),)
     if true.ndim != 1 or predicted.shape != shape:
         raise InputError("wrong shape of 'predicted'", where=path, expected=list(shape), got=list(predicted.shape))

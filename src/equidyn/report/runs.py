@@ -24,7 +24,7 @@ from equidyn.tasks import TASKS
 Floats = NDArray[np.float64]
 
 # All that NumPy and zipfile raise on damaged archives.
-UNREADABLE = (
+_UNREADABLE = (
     OSError,
     ValueError,
     EOFError,
@@ -188,6 +188,21 @@ def read_run(folder: Path) -> Run:
         evaluation=evaluation,
         predictions=_read_predictions(folder / "predictions.npz"),
     )
+
+
+def read_arrays(path: Path, names: Sequence[str] | None = None, dtype: type | None = None) -> dict[str, Any]:
+    """Arrays of a `.npz` of the run: these, or all; in this dtype, or as they are.
+
+    Raises:
+        InputError: it is missing, holds pickles, lacks one of the names or cannot be read.
+    """
+    if not path.is_file():
+        raise InputError(f"{path.name} is missing", where=path.parent, expected="a finished run folder")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: np.asarray(archive[name], dtype) for name in names or archive.files}
+    except _UNREADABLE as error:
+        raise InputError("corrupt or unsafe array file", where=path, expected="a NumPy .npz without pickles") from error
 
 
 def read_text(path: Path) -> str:
@@ -398,13 +413,7 @@ def _drift(fields: Fields, length: int) -> dict[str, Floats]:
 
 
 def _read_predictions(path: Path) -> Predictions:
-    if not path.is_file():
-        raise InputError(f"{path.name} is missing", where=path.parent, expected="a finished run folder")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except UNREADABLE as error:
-        raise InputError("corrupt or unsafe array file", where=path, expected="a NumPy .npz without pickles") from error
+    arrays = read_arrays(path)
     for name in ("times", "initial", "initial_vel", "predicted", "true"):
         if name not in arrays:
             raise InputError(f"array {name!r} is missing", where=path)
