@@ -22,7 +22,7 @@ from equidyn.core.errors import InputError, unknown_name
 from equidyn.core.files import make_folder, write_atomically
 from equidyn.data import DATASETS
 from equidyn.models import SYSTEMS
-from equidyn.tasks.trajectory import TrajectoryTask
+from equidyn.tasks import TASKS, Task, TrajectoryTask
 from equidyn.train.recipe import build_arguments, build_model
 
 FORMAT_VERSION = 1
@@ -64,9 +64,11 @@ def save_model(folder: Path, model: nn.Module, config: dict[str, Any], info: dic
     write_atomically(folder / "model.json", json.dumps(description, indent=1))
 
 
-def trajectory_task(config: dict[str, Any]) -> TrajectoryTask:
+def build_task(config: dict[str, Any]) -> Task:
     """The task of a run."""
-    return TrajectoryTask(**{key: value for key, value in config["task"].items() if key != "name"})
+    options = dict(config["task"])
+    kind = TASKS[options.pop("name")]
+    return kind(**build_arguments(kind, options))
 
 
 class Ensemble(nn.Module):
@@ -77,11 +79,11 @@ class Ensemble(nn.Module):
 
     Args:
         members: the models.
-        task: that of trajectories, if it is theirs. Where it keeps bone lengths, positions are averaged after that:
+        task: theirs. Where it keeps bone lengths, positions are averaged after that:
             before it, each member is free to put them anywhere along the bones.
     """
 
-    def __init__(self, members: Sequence[nn.Module], task: TrajectoryTask | None = None) -> None:
+    def __init__(self, members: Sequence[nn.Module], task: Task) -> None:
         super().__init__()
         self.members, self.task = nn.ModuleList(members), task
         for name in ("times", "symmetry"):
@@ -101,7 +103,7 @@ class Ensemble(nn.Module):
 
     def _output(self, member: nn.Module, sample: Data) -> dict[str, Tensor]:
         out = member(sample)
-        if self.task is None or not self.task.bone_lengths:
+        if not isinstance(self.task, TrajectoryTask) or not self.task.bone_lengths:
             return out
         positions = self.task.predicted(out, sample)
         return out | ({"trajectory": positions} if "trajectory" in out else {"pos": positions.squeeze(-2)})
@@ -175,8 +177,7 @@ def _load_ensemble(folder: Path) -> Trained:
     info = {"epoch": max(member.info["epoch"] for member in trained)}
     info |= {key: sum(member.info[key] for member in trained) / len(trained) for key in errors}
     config = trained[0].config
-    task = trajectory_task(config) if config["task"]["name"] == "trajectory" else None
-    model = Ensemble([member.model for member in trained], task).eval()
+    model = Ensemble([member.model for member in trained], build_task(config)).eval()
     return Trained(model, config | {"name": folder.name}, info, folder)
 
 

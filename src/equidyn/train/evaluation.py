@@ -16,11 +16,10 @@ from equidyn.core.errors import InputError
 from equidyn.core.files import write_atomically
 from equidyn.data.qm9 import is_qm9
 from equidyn.models import SYSTEMS
-from equidyn.tasks import TASKS, PotentialTask, TrajectoryTask
-from equidyn.train.checkpoint import build_family, load_model
+from equidyn.tasks import PotentialTask, TrajectoryTask
+from equidyn.train.checkpoint import build_family, build_task, load_model
 from equidyn.train.potential_evaluation import evaluate_potential
 from equidyn.train.property_evaluation import evaluate_property
-from equidyn.train.recipe import build_arguments
 from equidyn.train.trajectory_evaluation import evaluate_trajectories
 
 
@@ -40,9 +39,7 @@ def evaluate(run: str | Path, *, data: str | None = None, windows: int = 1, curv
         InputError: unusable run folder or data, windows or curvature of another model than one of trajectories.
     """
     trained = load_model(run)
-    options = dict(trained.config["task"])
-    name = options.pop("name")
-    task = TASKS[name](**build_arguments(TASKS[name], options))
+    task, name = build_task(trained.config), trained.config["task"]["name"]
     source = build_family(trained.config, **(_tested_on(data, trained.config["data"]["dataset"]) if data else {}))
     if isinstance(task, TrajectoryTask):
         measured = evaluate_trajectories(trained, task, source, windows=windows, curvature=curvature)

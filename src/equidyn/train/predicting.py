@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from equidyn.data.nbody import NBody, ParticleDataset
 from equidyn.data.periodic import Periodic, PeriodicDataset
 from equidyn.data.proteins import Protein, ProteinDataset
 from equidyn.tasks.trajectory import TrajectoryTask
-from equidyn.train.checkpoint import Trained, build_family, trajectory_task
+from equidyn.train.checkpoint import Trained, build_family, build_task
 
 Family = NBody | Mocap | Periodic | MolecularDynamics | Protein
 Part = ParticleDataset | SkeletonDataset | PeriodicDataset | MoleculeDataset | ProteinDataset
@@ -28,7 +28,7 @@ def family_of(trained: Trained, **other: Any) -> Family:
 
 def task_of(trained: Trained) -> TrajectoryTask:
     """The task of a run."""
-    return trajectory_task(trained.config)
+    return cast(TrajectoryTask, build_task(trained.config))
 
 
 @torch.no_grad()

@@ -20,9 +20,8 @@ from equidyn.core.errors import InputError
 from equidyn.core.files import write_arrays, write_atomically
 from equidyn.data.graphs import GraphDataset
 from equidyn.models import SYSTEMS
-from equidyn.tasks import TASKS, ClassificationTask, PropertyTask
-from equidyn.train.checkpoint import Trained, build_family
-from equidyn.train.recipe import build_arguments
+from equidyn.tasks import ClassificationTask, PropertyTask
+from equidyn.train.checkpoint import Trained, build_family, build_task
 from equidyn.train.symmetry import symmetry_errors
 
 
@@ -127,9 +126,7 @@ def task_of(trained: Trained) -> PropertyTask | ClassificationTask:
     Raises:
         InputError: it is another one.
     """
-    options = dict(trained.config["task"])
-    kind = TASKS[options.pop("name")]
-    task = kind(**build_arguments(kind, options))
+    task = build_task(trained.config)
     if not isinstance(task, PropertyTask | ClassificationTask):
         expected = "a run of the task property or classification"
         raise InputError("predictions per graph", where=trained.folder, expected=expected)
