@@ -50,8 +50,10 @@ class PlainEGNO(nn.Module):
         self.points, self.time_dim = points, time_dim
         self.embedding = nn.Linear(node_dim + time_dim, hidden)
         self.layers = nn.ModuleList(PlainLayer(hidden, edge_dim) for _ in range(layers))
-        self.time_convs = nn.ModuleList(FourierConv(hidden, modes, hidden**-2) for _ in range(layers))
-        self.motion_convs = nn.ModuleList(FourierConv(2, modes, 0.1) for _ in range(layers))
+        self.time_convs, self.motion_convs = nn.ModuleList(), nn.ModuleList()
+        for _ in range(layers):  # in the order in which the code draws its initial weights, see egno_start.py
+            self.time_convs.append(FourierConv(hidden, modes, hidden**-2))
+            self.motion_convs.append(FourierConv(2, modes, 0.1))
 
     def forward(self, sample) -> Tensor:
         """Positions [P, B N, 3] of a batch of systems on one shared graph."""
