@@ -3,9 +3,9 @@
 python -m benchmarks.egno_start FOLDER [--seed N]
 equidyn train nbody/egno_paper --train.init_from FOLDER
 
-The code draws them in an order of its own: embedding, layers, then the two temporal convolutions of each layer (inferred
-from the names in its records and from its measured curve). Where a training of ours starts from them, its curve can be
-laid beside one of the code's with the same seed.
+The code draws them in an order of its own: embedding, layers, then the two temporal convolutions of each layer, as
+inferred from the names in its records and from its measured curve. Where a training of ours starts from them, its curve
+can be laid beside one of the code's with the same seed.
 """
 
 import argparse
@@ -29,7 +29,8 @@ def _pieces(layers: int, edge_dim: int) -> list[Piece]:
         first = linear(f"{layer}.message.0", *(f"{layer}.{part}" for part in parts))
         pieces += [first[0], Piece(f"{layer}.message.0.bias", (f"{layer}.from_receiver.bias",))]
         pieces += linear(f"{layer}.message.2", f"{layer}.message_out")
-        pieces += linear(f"{layer}.weight.0", f"{layer}.shift.inner") + linear(f"{layer}.weight.2", f"{layer}.shift.out")
+        pieces += linear(f"{layer}.weight.0", f"{layer}.shift.inner")
+        pieces += linear(f"{layer}.weight.2", f"{layer}.shift.out")
         pieces += linear(f"{layer}.velocity.0", f"{layer}.velocity_in")
         pieces += linear(f"{layer}.velocity.2", f"{layer}.velocity_out")
         if layer != f"layers.{layers - 1}":
