@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 
 from equidyn.core.errors import InputError
 from equidyn.report.figures import Series, line_chart, parity_plot
-from equidyn.report.runs import Fields, Floats, read_arrays, read_config, read_metrics, read_symmetry, read_text
+from equidyn.report.runs import Facts, Floats, read_arrays, read_config, read_facts, read_fields, read_metrics
 from equidyn.report.sections import (
     citations,
     configuration,
@@ -40,19 +39,12 @@ UNITS = {"energy": "meV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
 Rows = dict[str, dict[str, dict[str, float]]]  # test set, config type, error
 
 
-@dataclass(frozen=True)
-class PotentialEvaluation:
+@dataclass(frozen=True, kw_only=True)
+class PotentialEvaluation(Facts):
     """What `evaluation.json` holds of a potential; errors in meV, meV/Å and meV/Å³."""
 
-    system: str
     errors: Rows
     published: dict[str, dict[str, dict[str, float]]]  # label, test set, error
-    parameters: float | None
-    seconds_train: float | None
-    machine: str
-    citation: str
-    symmetry: dict[str, float]
-    symmetry_dtype: str
 
 
 @dataclass(frozen=True)
@@ -74,18 +66,11 @@ def read_potential(folder: Path) -> PotentialRun:
         InputError: a file in it is missing or corrupt.
     """
     path = folder / "evaluation.json"
-    raw = json.loads(read_text(path), parse_int=float)
-    fields = Fields(raw, str(path))
+    fields = read_fields(path)
     evaluation = PotentialEvaluation(
-        system=fields.text("system"),
-        errors=_nested(raw.get("errors"), f"{path}, errors"),
-        published=_nested(raw.get("published") or {}, f"{path}, published"),
-        parameters=fields.number("parameters"),
-        seconds_train=fields.number("seconds_train"),
-        machine=fields.text("machine", ""),
-        citation=fields.text("citation", ""),
-        symmetry=read_symmetry(fields),
-        symmetry_dtype=fields.text("symmetry_dtype", "float32"),
+        **read_facts(fields),
+        errors=_nested(fields.raw.get("errors"), f"{path}, errors"),
+        published=_nested(fields.raw.get("published") or {}, f"{path}, published"),
     )
     config, metrics = read_config(folder / "config.yaml"), read_metrics(folder / "metrics.csv", COLUMNS)
     return PotentialRun(fields.text("name"), folder, config, metrics, evaluation, _pairs(folder / "predictions.npz"))

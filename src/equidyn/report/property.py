@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +12,29 @@ import numpy as np
 
 from equidyn.core.errors import InputError
 from equidyn.report.figures import Series, line_chart, parity_plot
-from equidyn.report.runs import Fields, Floats, read_arrays, read_config, read_metrics, read_symmetry, read_text
-from equidyn.report.sections import citations, configuration, making, page_title, run_style, section, symmetry, table
+from equidyn.report.runs import Facts, Fields, Floats, read_arrays, read_config, read_facts, read_fields, read_metrics
+from equidyn.report.sections import (
+    citations,
+    configuration,
+    fact_list,
+    making,
+    page_title,
+    run_style,
+    section,
+    symmetry,
+    table,
+)
 from equidyn.report.text import count, duration, escape, factor, number
 
 _SCORES = {"property": ("mae", "rmse"), "classification": ("accuracy", "cross_entropy")}
 _NAMES = {"mae": "MAE", "rmse": "RMSE", "accuracy": "accuracy", "cross_entropy": "cross-entropy"}
 
 
-@dataclass(frozen=True)
-class PropertyEvaluation:
+@dataclass(frozen=True, kw_only=True)
+class PropertyEvaluation(Facts):
     """What `evaluation.json` holds; errors in the unit of the property, shares of 1 for classes."""
 
     task: str
-    system: str
     target: str
     unit: str
     classes: tuple[str, ...]
@@ -34,12 +42,6 @@ class PropertyEvaluation:
     scores: dict[str, float]
     baselines: dict[str, dict[str, float]]
     published: dict[str, dict[str, float]]
-    parameters: float | None
-    seconds_train: float | None
-    machine: str
-    citation: str
-    symmetry: dict[str, float]
-    symmetry_dtype: str
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,15 @@ def read_property(folder: Path) -> PropertyRun:
         InputError: a file in it is missing or corrupt.
     """
     path = folder / "evaluation.json"
-    raw = json.loads(read_text(path), parse_int=float)
-    fields = Fields(raw, str(path))
+    fields = read_fields(path)
     task = fields.text("task")
-    classes = raw.get("classes") or []
+    classes = fields.raw.get("classes") or []
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise InputError("wrong 'classes'", where=path, expected="a list of names")
     scores = {name: fields.number(name, required=True) or 0.0 for name in _SCORES[task]}
     evaluation = PropertyEvaluation(
+        **read_facts(fields),
         task=task,
-        system=fields.text("system"),
         target=fields.text("target", ""),
         unit=fields.text("unit", ""),
         classes=tuple(classes),
@@ -79,12 +80,6 @@ def read_property(folder: Path) -> PropertyRun:
         scores=scores,
         baselines=_rows(fields, "baselines"),
         published=_rows(fields, "published"),
-        parameters=fields.number("parameters"),
-        seconds_train=fields.number("seconds_train"),
-        machine=fields.text("machine", ""),
-        citation=fields.text("citation", ""),
-        symmetry=read_symmetry(fields),
-        symmetry_dtype=fields.text("symmetry_dtype", "float32"),
     )
     columns = ("epoch", "train_loss", *(f"val_{name}" for name in _curves(task)))
     config, metrics = read_config(folder / "config.yaml"), read_metrics(folder / "metrics.csv", columns)
@@ -155,11 +150,7 @@ def _facts(run: PropertyRun) -> str:
         facts.append(("Parameters", count(result.parameters), result.system))
     if result.seconds_train is not None:
         facts.append(("Training time", duration(result.seconds_train), ""))
-    items = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
-        for name, value, note in facts
-    )
-    return f'<dl class="facts" aria-label="{escape(run.name)} in numbers">{"".join(items)}</dl>'
+    return fact_list(run.name, facts)
 
 
 def _score(name: str, value: float) -> str:

@@ -86,25 +86,31 @@ class Calibration:
     coverage: Floats
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What `evaluation.json` tells of every run, whatever its task; None or empty where it was not measured."""
+
+    system: str
+    parameters: float | None
+    seconds_train: float | None
+    machine: str
+    citation: str
+    symmetry: dict[str, float]
+    symmetry_dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Facts):
     """What `evaluation.json` holds; None or empty where the run did not measure it."""
 
     name: str
-    system: str
     score: Score
     times: Floats
     split: str
     samples: float | None
-    parameters: float | None
-    seconds_train: float | None
     seconds_per_step: float | None
-    machine: str
-    citation: str
     baselines: dict[str, Score]
     published: dict[str, Score]
-    symmetry: dict[str, float]
-    symmetry_dtype: str
     unseen: UnseenTimes | None
     drift: dict[str, Floats]
     rolled: Rolled | None = None
@@ -254,29 +260,45 @@ def _cell(text: str | None, where: str) -> float:
         raise InputError("not a number", where=where, got=repr(text)) from error
 
 
-def _read_evaluation(path: Path) -> Evaluation:
+def read_fields(path: Path) -> Fields:
+    """The fields of a JSON file.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
     try:
         raw = json.loads(read_text(path), parse_int=float)  # an int may be too large for a float
     except (ValueError, RecursionError) as error:
         raise InputError("corrupt JSON", where=path, got=error) from error
-    fields = Fields(raw, str(path))
+    return Fields(raw, str(path))
+
+
+def read_facts(fields: Fields) -> dict[str, Any]:
+    """The arguments of `Facts`."""
+    return {
+        "system": fields.text("system"),
+        "parameters": fields.number("parameters"),
+        "seconds_train": fields.number("seconds_train"),
+        "machine": fields.text("machine", ""),
+        "citation": fields.text("citation", ""),
+        "symmetry": _symmetry(fields),
+        "symmetry_dtype": fields.text("symmetry_dtype", "float32"),
+    }
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    fields = read_fields(path)
     times = fields.numbers("times")
     return Evaluation(
+        **read_facts(fields),
         name=fields.text("name"),
-        system=fields.text("system"),
         score=_score(fields, times.size),
         times=times,
         split=fields.text("split", "test"),
         samples=fields.number("samples"),
-        parameters=fields.number("parameters"),
-        seconds_train=fields.number("seconds_train"),
         seconds_per_step=fields.number("seconds_per_step"),
-        machine=fields.text("machine", ""),
-        citation=fields.text("citation", ""),
         baselines={name: _score(entry, times.size) for name, entry in fields.children("baselines")},
         published={name: _score(entry) for name, entry in fields.children("published")},
-        symmetry=read_symmetry(fields),
-        symmetry_dtype=fields.text("symmetry_dtype", "float32"),
         unseen=_unseen(fields),
         drift=_drift(fields, times.size),
         rolled=_rolled(fields),
@@ -352,7 +374,7 @@ def _score(fields: Fields, horizon: int | None = None) -> Score:
     )
 
 
-def read_symmetry(fields: Fields) -> dict[str, float]:
+def _symmetry(fields: Fields) -> dict[str, float]:
     """Measured symmetry errors."""
     entries = fields.child("symmetry")
     values = {name: entries.number(name) for name in entries.raw} if entries else {}

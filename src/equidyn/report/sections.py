@@ -136,11 +136,16 @@ def _facts(run: Run) -> str:
     if result.seconds_train is not None:
         step = f"{duration(result.seconds_per_step)} per step" if result.seconds_per_step is not None else ""
         facts.append(("Training time", duration(result.seconds_train), step))
+    return fact_list(run.name, facts)
+
+
+def fact_list(run: str, facts: Iterable[tuple[str, str, str]]) -> str:
+    """The numbers of a run at the top of its page: name, value and note of each."""
     items = (
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
         for name, value, note in facts
     )
-    return f'<dl class="facts" aria-label="{escape(run.name)} in numbers">{"".join(items)}</dl>'
+    return f'<dl class="facts" aria-label="{escape(run)} in numbers">{"".join(items)}</dl>'
 
 
 # ---- Animation ------------------------------------------------------------------------------------------------------
