@@ -54,7 +54,8 @@ def _build(record: Record) -> EGNN | EGNO:
     ).to(record.dtype)
 
 
-def _pieces(model: EGNN | EGNO) -> list[Piece]:
+def pieces_of(model: EGNN | EGNO) -> list[Piece]:
+    """The parameters of the original beside those of the model."""
     pieces = linear("embedding", "embedding")
     for number, layer in enumerate(model.layers):
         theirs, ours = f"layers.{number}", f"layers.{number}"
@@ -67,8 +68,9 @@ def _pieces(model: EGNN | EGNO) -> list[Piece]:
         if layer.velocity:
             pieces += linear(f"{theirs}.node_v_net.mlp.0", f"{ours}.velocity_in")
             pieces += linear(f"{theirs}.node_v_net.mlp.2", f"{ours}.velocity_out")
-        pieces += linear(f"{theirs}.node_net.mlp.0", f"{ours}.from_self", f"{ours}.from_messages")
-        pieces += linear(f"{theirs}.node_net.mlp.2", f"{ours}.node_out")
+        if layer.update_features:
+            pieces += linear(f"{theirs}.node_net.mlp.0", f"{ours}.from_self", f"{ours}.from_messages")
+            pieces += linear(f"{theirs}.node_net.mlp.2", f"{ours}.node_out")
     for theirs, ours in (("time_conv_modules", "time_convs"), ("time_conv_x_modules", "motion_convs")):
         # Theirs is [in, out, mode, part], ours [mode, part, out, in].
         count = len(getattr(model, ours, ()))
@@ -91,7 +93,7 @@ def _watch(module: nn.Module, name: str, found: dict[str, Tensor], pick: Pick = 
 def replay(record: Record) -> dict[str, Tensor]:
     """Every output of the record, computed by our model."""
     model = _build(record)
-    pieces = _pieces(model)
+    pieces = pieces_of(model)
     load_weights(model, pieces, record.params)
     found: dict[str, Tensor] = {}
     _watch(model.layers[0], "mid/layer0_h", found, lambda _, out: out[0])
